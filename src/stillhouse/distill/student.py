@@ -41,7 +41,7 @@ LORA_FILE = "student_lora.safetensors"
 DISTILLED_KEY = "stillhouse.distilled"
 """Key in the metadata of `LORA_FILE`; its value is the manifest's entry on the distillation, `Distilled`, as JSON."""
 TEACHER_PREDICTION_KEY = "stillhouse.teacher"
-"""Key in the metadata of `LORA_FILE`; its value is the teacher's prediction type: epsilon, v_prediction or other."""
+"""Key in the metadata of `LORA_FILE`; its value is the prediction type of the teacher, such as "epsilon"."""
 DECODER_FOLDER = "tiny_decoder"
 _GRAPH, _WEIGHTS = "model.onnx", "model.safetensors"
 _NOT_COPIED = (DENOISER_FOLDER, "trials", LORA_FILE, DECODER_FOLDER)

@@ -1,1 +1,1 @@
-"""Training of students: step grids, targets, losses, stages and chains of stages."""
+"""Training of students (distilled models of fewer steps): timestep grids, targets, losses and order of training."""

@@ -1,8 +1,7 @@
-"""Distillation of the autoencoder's decoder into a tiny decoder.
+"""Distil the autoencoder's decoder into a tiny decoder, because decoding dominates when sampling takes few steps.
 
-With few sampling steps, decoding is a large share of the time of a picture. The tiny decoder has one million weights
-instead of 50 million. It has no attention and no norms, as TAESD (Bohan, 2023). Its last upsampling is a pixel shuffle,
-so that no convolution runs at the full size of the picture.
+The tiny decoder has one million weights instead of 50 million. It has no attention and no norms, like TAESD (Bohan,
+2023). Its last upsampling is a pixel shuffle, so that no convolution runs at the full size of the picture.
 """
 
 from collections.abc import Mapping
@@ -23,16 +22,18 @@ BLOCKS_PER_LEVEL = 2
 _EDGE_WEIGHT = 1.0
 """Weight of the error of differences between adjacent pixels; the error of the pixels themselves has weight 1."""
 _MAX_NOISE = 0.1
-"""Largest standard deviation of noise on training latents, because latents after few sampling steps retain noise."""
+"""Largest standard deviation of the noise that is added to training latents, in units of scaled latents.
+
+The noise is needed because latents that were sampled in few steps retain some noise."""
 
 
 class TinyDecoder(nn.Module):
-    """Decode unscaled latents [B, c, h, w] into pictures [B, 3, h * downscale, w * downscale].
+    """Network that decodes unscaled latents [B, c, h, w] into pictures [B, 3, h * downscale, w * downscale].
 
     Args:
         latent: number of channels, downscale (a power of two), scaling and shift factor of the latents.
-        width: number of channels at the resolution of the latents. Each doubling of the resolution halves the number,
-            down to 16.
+        width: number of channels of the layers at the resolution of the latents. Each doubling of the resolution halves
+            this number, but not below 16.
     """
 
     def __init__(self, latent: Latent, width: int) -> None:
@@ -53,9 +54,10 @@ class TinyDecoder(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, latent_sample: Tensor) -> Tensor:
-        """Return pictures, approximately from -1 to 1."""
+        """Return pictures with values approximately from -1 to 1."""
         scaled = (latent_sample - self.latent.shift_factor) * self.latent.scaling_factor
-        # Latents are softly clipped at three standard deviations, because outliers would colour whole regions.
+        # The latents are softly clipped at three standard deviations, because outliers would discolour whole regions of
+        # the picture.
         output: Tensor = self.layers(3 * torch.tanh(scaled / 3))
         return output
 
@@ -73,18 +75,19 @@ class _DecoderBlock(nn.Module):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderStage:
-    """A stage of `fit` that trains a tiny decoder on the outputs of the autoencoder's decoder.
+    """Training task for `fit`: a tiny decoder learns to reproduce the pictures of the autoencoder's decoder.
 
     Args:
-        recipe: hyper-parameters.
-        decoder: the trained network.
-        autoencoder: diffusers' AutoencoderKL, the teacher.
-        latent: the pipeline's latent space.
-        dataset: source of latents.
-        crop: height and width of the random crops that are decoded, in latents.
-        seed: decides crops and noise.
+        recipe: hyper-parameters of the training.
+        decoder: the network that is trained.
+        autoencoder: diffusers' AutoencoderKL, whose decoder is the teacher.
+        latent: scaling and shift factor of the latents.
+        dataset: source of clean scaled latents.
+        crop: height and width in latents of the random crops that are decoded; smaller latents are used whole.
+        seed: decides samples, crops and noise.
         eval_samples: number of pictures in each evaluation.
-        name, fingerprint: see `fit.stage.Stage`.
+        name: stem of the names of checkpoints and logs.
+        fingerprint: hash of the training data and settings; checkpoints with another fingerprint are refused.
     """
 
     recipe: StageRecipe
@@ -100,11 +103,14 @@ class DecoderStage:
 
     @property
     def network(self) -> nn.Module:
-        """The tiny decoder, which is trained."""
+        """The network that is trained: the tiny decoder."""
         return self.decoder
 
     def loss(self, number: int) -> Tensor:
-        """Return the mean absolute error of pixels and of differences between adjacent pixels."""
+        """Return the loss of batch `number`, a scalar with gradients.
+
+        The loss is the mean absolute error of pixels plus that of the differences between adjacent pixels.
+        """
         rng = np.random.default_rng((self.seed, 4, number))
         sample = self._sample_latents(rng, self.recipe.batch_size)
         deviation = torch.from_numpy(rng.uniform(0, _MAX_NOISE, len(sample)).astype(np.float32)).view(-1, 1, 1, 1)
@@ -119,7 +125,7 @@ class DecoderStage:
         return total
 
     def evaluate(self) -> Mapping[str, float]:
-        """Return the PSNR in dB between the pictures of the tiny decoder and of the autoencoder's decoder."""
+        """Return `psnr`: the PSNR in dB between the pictures of the tiny decoder and of the autoencoder's decoder."""
         sample = self._sample_latents(np.random.default_rng((self.seed, 5)), self.eval_samples)
         student, teacher = self.decoder(sample).clamp(-1, 1), self._decode_reference(sample).clamp(-1, 1)
         return {"psnr": 10 * float(torch.log10(4 / functional.mse_loss(student, teacher).clamp(min=1e-12)))}

@@ -1,4 +1,4 @@
-"""The training stage of one student of a progressive chain, its loss and its evaluation."""
+"""Training of one student in a chain of students, in which each student is the teacher of the next."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,31 +16,33 @@ from stillhouse.distill.training.targets import DenoiseFn, Levels, LevelTable, d
 from stillhouse.fit.recipe import StageRecipe
 
 Weighting = Literal["v", "snr_trunc"]
-"""Weight of the squared error of the clean picture (Salimans and Ho, arXiv 2202.00512, section 4).
+"""Name of the weight that the squared error of a predicted clean picture has (Salimans and Ho, arXiv 2202.00512, 4).
 
-v: SNR + 1, which gives the error of v. snr_trunc: max(SNR, 1), which gives the larger of the errors of the clean
-picture and of the noise."""
+v: SNR + 1, which equals the error of the velocity v. snr_trunc: max(SNR, 1), which equals the larger of two errors:
+that of the clean picture and that of the noise."""
 
 _EVAL_STEPS = 20
-"""Number of sampling steps in the evaluation of a student that has no grid of its own."""
+"""Number of sampling steps in the evaluation of a student that may be sampled at any timesteps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillationStage:
-    """A stage of `fit` that trains a student by a distillation method.
+    """Training task for `fit`: a student learns from a teacher by a distillation method.
 
     Args:
-        name, recipe, fingerprint: see `fit.stage.Stage`.
-        method: distillation method, which decides levels and targets of the examples.
+        name: stem of the names of checkpoints and logs.
+        recipe: hyper-parameters of the training.
+        method: distillation method, which decides noise levels and targets of the examples.
         teacher: denoiser with frozen weights.
         network: the student's network, which is trained.
         schedule, prediction: noise schedule and prediction type of the student.
         dataset: source of clean latents and text inputs.
         guidance: smallest and largest guidance scale of the examples.
-        weighting: weights of errors by noise level, see `Weighting`.
+        weighting: weight of the error by noise level: v (SNR + 1) or snr_trunc (max(SNR, 1)).
         huber: width of the pseudo-Huber loss; 0: squared error.
         seed: decides examples and noise.
         eval_samples: number of pictures in each evaluation.
+        fingerprint: hash of teacher, data and settings; checkpoints with another fingerprint are refused.
     """
 
     name: str
@@ -64,7 +66,10 @@ class DistillationStage:
         return Denoiser(self.network, self.schedule, self.prediction)
 
     def loss(self, number: int) -> Tensor:
-        """Return the loss of batch `number`."""
+        """Return the loss of batch `number`, a scalar with gradients in the student's network.
+
+        The batch number and the seed alone decide samples, guidance scales, noise levels and noise.
+        """
         rng = np.random.default_rng((self.seed, 2, number))
         count = self.recipe.batch_size
         batch = self.dataset.batch(rng, count)
@@ -81,14 +86,18 @@ class DistillationStage:
         return weighted_loss(error, levels, self.weighting, self.huber)
 
     def evaluate(self) -> Mapping[str, float]:
-        """Return `latent_psnr` between the student's and the teacher's final latents from the same noise."""
+        """Return `latent_psnr`: the PSNR in dB between final latents of student and teacher from the same noise."""
         return {"latent_psnr": latent_psnr(*self.rollouts(self.eval_samples))}
 
     @torch.no_grad()
     def rollouts(self, count: int) -> tuple[Tensor, Tensor]:
-        """Sample student and teacher from the same noise and return the final latents of both, [count, C, h, w].
+        """Sample the student and the teacher from the same noise and return their final latents.
 
-        The guidance scale is the middle of the trained range; noise and prompts are the same in every call.
+        The guidance scale is the middle of the trained range. Noise and prompts are the same in every call with this
+        count.
+
+        Returns:
+            the student's latents and the teacher's latents, float32 [count, C, h, w] each.
         """
         rng = np.random.default_rng((self.seed, 3))
         batch = self.dataset.batch(rng, count)
@@ -117,13 +126,13 @@ class DistillationStage:
 
 
 def weighted_loss(error: Tensor, levels: Levels, weighting: Weighting, huber: float) -> Tensor:
-    """Return the mean loss of a batch, a scalar.
+    """Return the mean of the examples' weighted losses, a scalar.
 
     Args:
-        error: error of v, [B, C, h, w].
+        error: error of the predicted velocity v, [B, C, h, w].
         levels: noise levels of the examples.
-        weighting: see `Weighting`.
-        huber: width of the pseudo-Huber loss of each example's root mean square; 0: squared error.
+        weighting: weight of the clean picture's error by noise level: v (SNR + 1) or snr_trunc (max(SNR, 1)).
+        huber: width of the pseudo-Huber loss of each example's root mean square error; 0: mean squared error.
     """
     losses = error.square().mean(dim=(1, 2, 3))
     if huber:
@@ -134,13 +143,22 @@ def weighted_loss(error: Tensor, levels: Levels, weighting: Weighting, huber: fl
 
 
 def latent_psnr(student: Tensor, teacher: Tensor) -> float:
-    """Return the PSNR of the student's latents in dB; the peak is the range of the teacher's values."""
+    """Return the PSNR in dB of the student's latents against the teacher's latents, of the same shape.
+
+    The peak signal is the difference between the largest and the smallest of the teacher's values.
+    """
     error = float(((student - teacher) ** 2).mean())
     peak = float(teacher.max() - teacher.min())
     return 10 * float(np.log10(peak**2 / max(error, 1e-12)))
 
 
 def full_rollout(denoise: DenoiseFn, noise: Tensor, table: LevelTable) -> Tensor:
-    """Sample over all levels of a table, one DDIM step each, and return the final latents."""
+    """Sample from pure noise [B, C, h, w] to the clean latents, and return the clean latents.
+
+    Args:
+        denoise: the network with its conditioning.
+        noise: latents at the table's first level.
+        table: noise levels of one timestep grid; one DDIM step is made between consecutive levels.
+    """
     path = torch.arange(len(table.alphas)).expand(len(noise), -1)
     return ddim_rollout(denoise, noise, table, path)

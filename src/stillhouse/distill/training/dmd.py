@@ -1,11 +1,12 @@
 """Distribution matching distillation (DMD, Yin et al., arXiv 2311.18828), combined with trajectory regression.
 
-A second network, the fake score network, is trained to denoise the student's samples. For a noised sample of the
-student, the fake score network and the teacher predict the clean picture; the difference of their predictions is the
+A second network, the fake score network, is trained to denoise the student's samples. The fake score network and the
+teacher predict the clean picture of a noised sample of the student. The difference of the two predictions is the
 gradient of the KL divergence between the distributions of student and teacher (equations 3, 4 and 7).
 
-Regression alone makes a one-step student predict the mean over all pictures that it cannot distinguish. Distribution
-matching removes this blur; the regression keeps it from collapsing to few modes (section 4.3).
+Regression alone blurs: a one-step student predicts the mean over all pictures that are possible for its input.
+Distribution matching removes the blur. Without the regression, distribution matching would let the student collapse to
+few kinds of pictures (section 4.3).
 """
 
 from collections.abc import Mapping
@@ -24,21 +25,24 @@ from stillhouse.distill.training.trajectory_regression import RolloutBatch, Traj
 from stillhouse.fit.recipe import StageRecipe
 
 _MIN_NOISE, _MAX_NOISE = 0.02, 0.98
-"""Smallest and largest noise level of the noised samples, as shares of the schedule."""
+"""Smallest and largest timestep at which the student's samples are noised, as shares of the schedule's timesteps."""
 _MIN_DISTANCE = 1e-3
-"""Lower bound of the distance by which a difference of predictions is divided."""
+"""Smallest divisor of the normalised gradient in `score_difference`, which prevents a division by zero."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistributionMatching:
-    """A stage of `fit` that trains a student and a fake score network; its checkpoints hold both.
+    """Training task for `fit`: a student learns by regression and by distribution matching (DMD).
+
+    The student and the fake score network (the denoiser of the student's samples) are trained together, and the
+    checkpoints contain both networks.
 
     Args:
-        regression: trajectory regression of the student; its rollouts are the student's samples.
+        regression: training of the same student by trajectory regression, which also samples the student.
         teacher: denoiser with guidance, whose predictions give the real score.
-        fake_score: denoiser of the fake score, initialised from the teacher.
-        uncond: inputs of the negative prompt, by name, one row.
-        weight: weight of the matching loss relative to the regression loss.
+        fake_score: the fake score network, a copy of the teacher's network at first.
+        uncond: the denoiser's inputs of the negative prompt, by name, float32, one row.
+        weight: weight of the matching loss; the regression loss has weight 1.
     """
 
     regression: TrajectoryRegressionStage
@@ -49,22 +53,22 @@ class DistributionMatching:
 
     @property
     def name(self) -> str:
-        """See `fit.stage.Stage`."""
+        """Stem of the names of checkpoints and logs."""
         return self.regression.name
 
     @property
     def fingerprint(self) -> str:
-        """See `fit.stage.Stage`."""
+        """Hash of teacher, data and settings; checkpoints with another fingerprint are refused."""
         return self.regression.fingerprint
 
     @property
     def recipe(self) -> StageRecipe:
-        """See `fit.stage.Stage`."""
+        """Hyper-parameters of the training."""
         return self.regression.recipe
 
     @cached_property
     def network(self) -> nn.Module:
-        """The trained networks: the student and the fake score network."""
+        """The networks that are trained, as one module: the student and the fake score network."""
         return nn.ModuleDict({"student": self.regression.network, "fake_score": self.fake_score})
 
     @property
@@ -74,13 +78,14 @@ class DistributionMatching:
 
     @property
     def eval_samples(self) -> int:
-        """See `TrajectoryRegressionStage`."""
+        """Number of trajectories in each evaluation."""
         return self.regression.eval_samples
 
     def loss(self, number: int) -> Tensor:
-        """Return the sum of the regression loss, the matching loss and the fake score's loss for batch `number`.
+        """Return the sum of the regression loss, the matching loss and the fake score network's loss of batch `number`.
 
-        Edits have no matching loss: the teacher's distribution is conditioned on the prompt, not on the edited picture.
+        Image-to-image examples have the regression loss only, because the teacher's distribution depends on the prompt,
+        but not on the edited picture.
         """
         rng = np.random.default_rng((self.regression.seed, 8, number))
         rollout = self.regression.rollout(self.regression.sample_indices(rng, self.recipe.batch_size))
@@ -89,15 +94,21 @@ class DistributionMatching:
         return loss + self._matching_loss(rng, rollout, from_noise) if bool(from_noise.any()) else loss
 
     def evaluate(self) -> Mapping[str, float]:
-        """See `TrajectoryRegressionStage`."""
+        """Return the PSNR in dB of the student's latents on held-out trajectories: from noise, and for edits."""
         return self.regression.evaluate()
 
     def rollouts(self, count: int) -> tuple[Tensor, Tensor]:
-        """See `TrajectoryRegressionStage`."""
+        """Return final latents of student and teacher on held-out trajectories, float32 [count, C, h, w] each."""
         return self.regression.rollouts(count)
 
     def _matching_loss(self, rng: np.random.Generator, rollout: RolloutBatch, mask: Tensor) -> Tensor:
-        """Return the matching loss and the fake score network's loss of the samples that the mask selects."""
+        """Return the weighted matching loss plus the fake score network's loss, a scalar.
+
+        Args:
+            rng: decides noise levels and noise.
+            rollout: samples of the student with their conditioning.
+            mask: which samples are used, bool [B].
+        """
         student = rollout.student[mask.to(rollout.student.device)]
         inputs = _select_inputs(rollout.inputs, mask, self.uncond)
         levels = self._sample_levels(rng, len(student))
@@ -121,18 +132,25 @@ class DistributionMatching:
 
 
 def score_difference(student: Tensor, fake_score: Tensor, teacher: Tensor) -> Tensor:
-    """Return the DMD gradient [B, C, h, w], normalised as in arXiv 2311.18828, equations 7 and 8.
+    """Return the gradient of distribution matching, [B, C, h, w], normalised as in arXiv 2311.18828, equations 7, 8.
 
     Args:
-        student: samples of the student, [B, C, h, w].
-        fake_score, teacher: clean pictures that these two networks predict from the noised samples.
+        student: clean latents that the student sampled, [B, C, h, w].
+        fake_score: clean latents that the fake score network predicts from the noised samples, [B, C, h, w].
+        teacher: clean latents that the teacher predicts from the noised samples, [B, C, h, w].
     """
     distance = (student - teacher).abs().mean(dim=(1, 2, 3), keepdim=True)
     return (fake_score - teacher) / distance.clamp(min=_MIN_DISTANCE)
 
 
 def _select_inputs(inputs: GuidedInputs, mask: Tensor, uncond: DenoiserInputs) -> GuidedInputs:
-    """Return the inputs of the rows that the mask selects, together with the negative prompt."""
+    """Return the conditioning of the samples that a mask selects, with the negative prompt added for guidance.
+
+    Args:
+        inputs: conditioning of B samples.
+        mask: which samples are selected, bool [B].
+        uncond: the denoiser's inputs of the negative prompt, by name, one row.
+    """
     count = int(mask.sum())
     cond = {name: tensor[mask.to(tensor.device)] for name, tensor in inputs.cond.items()}
     negative = {name: row.to(cond[name]).expand(count, *row.shape[1:]) for name, row in uncond.items()}

@@ -1,7 +1,7 @@
-"""Low-rank students (LoRA, arXiv 2106.09685), whose difference from the teacher is a file of a few megabytes.
+"""LoRA weights of students (arXiv 2106.09685): the difference between student and teacher is a file of a few megabytes.
 
-During training the low-rank weights are separate from the denoiser's weights. For serving they are fused into the
-denoiser's weights, so that inference costs no additional operation.
+During training the LoRA weights are separate from the denoiser's weights. For inference they are fused into the
+denoiser's weights, so that inference needs no additional operation.
 """
 
 from collections.abc import Mapping
@@ -17,18 +17,18 @@ LORA_TARGETS = (
     *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
     *("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj"),
 )
-"""Names of the layers that get LoRA weights: attention, feed-forward and convolution, as in LCM-LoRA (arXiv
+"""Name endings of the layers that get LoRA weights: attention, feed-forward and convolution, as in LCM-LoRA (arXiv
 2311.05556)."""
 _PROJECTION = "time_embedding.cond_proj"
 
 
 def add_lora(network: Any, rank: int, seed: int) -> Any:
-    """Add LoRA weights to a network in place and return the network.
+    """Add LoRA weights to a denoiser in place, make only them trainable, and return the same denoiser.
 
-    All other weights are frozen, except the guidance projection.
+    The projection of the guidance scale is trained as well. All other weights are frozen.
 
     Args:
-        network: diffusers' denoiser; existing LoRA weights are kept.
+        network: diffusers' denoiser; LoRA weights that it already has stay unchanged.
         rank: rank of the LoRA matrices.
         seed: decides the down projections. The up projections are zero, so that the output does not change at first.
     """
@@ -42,7 +42,10 @@ def add_lora(network: Any, rank: int, seed: int) -> Any:
 
 
 def fused_copy(network: Any) -> Any:
-    """Return a copy of a denoiser with fused LoRA weights, or the denoiser itself where it has no LoRA weights."""
+    """Return a copy of a denoiser with its LoRA weights fused into the layers.
+
+    A denoiser without LoRA weights is returned itself, not as a copy.
+    """
     if ADAPTER not in getattr(network, "peft_config", {}):
         return network
     copy = deepcopy(network)
@@ -52,7 +55,10 @@ def fused_copy(network: Any) -> Any:
 
 
 def lora_state_dict(network: Any) -> Mapping[str, Tensor]:
-    """Return the LoRA weights and the guidance projection of a student; empty where it has no LoRA weights."""
+    """Return a denoiser's LoRA weights and its projection of the guidance scale, by name.
+
+    The result is empty for a denoiser without LoRA weights.
+    """
     if ADAPTER not in getattr(network, "peft_config", {}):
         return {}
     lora = {name: tensor.detach() for name, tensor in get_peft_model_state_dict(network, adapter_name=ADAPTER).items()}
@@ -63,7 +69,12 @@ def lora_state_dict(network: Any) -> Mapping[str, Tensor]:
 
 
 def load_lora(network: Any, weights: Mapping[str, Tensor]) -> None:
-    """Copy the result of `lora_state_dict` into a denoiser that `add_lora` returned."""
+    """Copy LoRA weights and the projection of the guidance scale into a denoiser in place.
+
+    Args:
+        network: denoiser that `add_lora` returned.
+        weights: weights by name, as `lora_state_dict` returns them.
+    """
     projection = {name: tensor for name, tensor in weights.items() if name.startswith(_PROJECTION)}
     set_peft_model_state_dict(network, {name: weights[name] for name in weights.keys() - projection.keys()}, ADAPTER)
     with torch.no_grad():

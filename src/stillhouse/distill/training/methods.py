@@ -1,4 +1,4 @@
-"""Distillation methods of a progressive chain: the noise levels of training examples, and their targets."""
+"""Methods to distil a teacher into a student: noise levels of the training examples, and the targets to predict."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,36 +21,55 @@ from stillhouse.distill.training.targets import (
 )
 
 _TRIVIAL_WEIGHT = 0.2
-"""Sampling weight of student steps that replace a single teacher step, from which a student learns little.
+"""Relative probability of training a student step that replaces a single teacher step.
 
-All other student steps have weight 1."""
+The probability of a step that replaces several teacher steps is 1. From a single step a student learns little."""
 
 
 class DistillationMethod(Protocol):
-    """Levels and targets of the training examples of a student."""
+    """How training examples of a student are made: at which noise levels, and with which target.
+
+    A path is the sequence of noise levels of one example, as indices of rows in the level table.
+    """
 
     @property
     def level_table(self) -> LevelTable:
-        """Table of noise levels; the paths of `sample_paths` are indices of its rows."""
+        """Table of the noise levels of all timestep grids; `sample_paths` returns indices of its rows."""
 
     @property
     def grid_pair(self) -> GridPair | None:
-        """Grids of teacher and student from pure noise; None where the student may be sampled on any grid."""
+        """Timestep grids of teacher and student from pure noise; None: the student may be sampled at any timesteps."""
 
     @property
     def edit_pairs(self) -> Mapping[float, GridPair]:
-        """Grids of teacher and student for image-to-image, by strength."""
+        """Timestep grids of teacher and student for image-to-image, by strength; empty where none were trained."""
 
     def sample_paths(self, rng: np.random.Generator, count: int) -> Tensor:
-        """Return indices in the level table for each example, int64 [count, levels]; the first is the input's level."""
+        """Return random noise levels for `count` examples, int64 [count, levels].
+
+        A noise level is given as the index of its row in the level table. The first level of an example is the level of
+        the student's input.
+        """
 
     def target(self, teacher: DenoiseFn, student: DenoiseFn, z: Tensor, paths: Tensor) -> Tensor:
-        """Return the clean pictures that the student should predict from z, without gradients."""
+        """Return the clean latents that the student should predict from `z`, in the shape of `z`.
+
+        The caller disables gradients.
+
+        Args:
+            teacher, student: denoisers with the conditioning of the batch.
+            z: noisy latents at the first level of each path, [B, C, h, w].
+            paths: noise levels of each example, as `sample_paths` returns them.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class GuidanceDistillation:
-    """Distil classifier-free guidance into one forward pass, at every level (Meng et al., arXiv 2210.03142, 3.1)."""
+    """Distil classifier-free guidance into one forward pass, at every timestep (Meng et al., arXiv 2210.03142, 3.1).
+
+    Args:
+        schedule: noise schedule of the student.
+    """
 
     schedule: Schedule
     level_table: LevelTable = field(init=False)
@@ -60,31 +79,31 @@ class GuidanceDistillation:
 
     @property
     def grid_pair(self) -> GridPair | None:
-        """None: the student may be sampled on any grid."""
+        """None, because the student may be sampled at any timesteps."""
         return None
 
     @property
     def edit_pairs(self) -> Mapping[float, GridPair]:
-        """Empty: the student may be sampled on any grid."""
+        """Empty, because the student may be sampled at any timesteps, also for image-to-image."""
         return {}
 
     def sample_paths(self, rng: np.random.Generator, count: int) -> Tensor:
-        """Return one uniformly drawn level for each example."""
+        """Return one uniformly drawn noise level for each example: its row in the level table, int64 [count, 1]."""
         return torch.from_numpy(rng.integers(len(self.level_table.alphas) - 1, size=(count, 1)))
 
     def target(self, teacher: DenoiseFn, student: DenoiseFn, z: Tensor, paths: Tensor) -> Tensor:
-        """Return the guided teacher's prediction."""
+        """Return the clean latents that the guided teacher predicts from `z`, in the shape of `z`."""
         return teacher(z, self.level_table.at(paths[:, 0]))
 
 
 @dataclass(frozen=True, slots=True)
 class ProgressiveDistillation:
-    """Train one student step to equal several teacher steps (Salimans and Ho, arXiv 2202.00512).
+    """Progressive distillation: one student step replaces several teacher steps (Salimans and Ho, arXiv 2202.00512).
 
     Args:
-        grid_pair: grids of teacher and student from pure noise.
-        edit_pairs: grids for image-to-image, by strength. The network's only input besides the latents is the level, so
-            no level may belong to two student grids.
+        grid_pair: timestep grids of teacher and student from pure noise.
+        edit_pairs: timestep grids of teacher and student for image-to-image, by strength. No noise level may belong to
+            two student grids, because the network could not tell which step to make.
     """
 
     grid_pair: GridPair
@@ -108,17 +127,30 @@ class ProgressiveDistillation:
         object.__setattr__(self, "_weights", weights / weights.sum())
 
     def sample_paths(self, rng: np.random.Generator, count: int) -> Tensor:
-        """Return the teacher's levels within a random student step; see `_TRIVIAL_WEIGHT` for the probabilities."""
+        """Return for each example the teacher's noise levels within a random student step, int64 [count, levels].
+
+        A level is a row of the level table. A shorter step repeats its last level. Steps that replace a single teacher
+        step are rarely drawn.
+        """
         return self._table[rng.choice(len(self._table), size=count, p=self._weights)]
 
     def target(self, teacher: DenoiseFn, student: DenoiseFn, z: Tensor, paths: Tensor) -> Tensor:
-        """Return the target with which the student's step ends where the teacher's steps end."""
+        """Return the clean latents with which one student step from `z` ends where the teacher's steps end.
+
+        Args:
+            teacher: denoiser with the conditioning of the batch.
+            student: not used.
+            z: noisy latents at the first level of each path, [B, C, h, w].
+            paths: noise levels of the teacher's steps, as `sample_paths` returns them.
+        """
         return progressive_target(teacher, z, self.level_table, paths)
 
 
 @dataclass(frozen=True, slots=True)
 class PhasedConsistency:
-    """Train a student to jump to the end of a phase from any level in it (phased consistency, arXiv 2405.18407).
+    """Phased consistency (arXiv 2405.18407): from any noise level in a phase the student jumps to the end of the phase.
+
+    A phase is the interval between two consecutive noise levels of the student's timestep grid.
 
     Args:
         grid_pair: the teacher's fine timestep grid, and the student's grid, whose levels bound the phases.
@@ -136,13 +168,27 @@ class PhasedConsistency:
 
     @property
     def edit_pairs(self) -> Mapping[float, GridPair]:
-        """Empty: the end of a phase is ambiguous where a level belongs to several grids."""
+        """Empty, because this method does not support image-to-image.
+
+        A noise level that belongs to the grids of several strengths would have no unique end of phase.
+        """
         return {}
 
     def sample_paths(self, rng: np.random.Generator, count: int) -> Tensor:
-        """Return for each example a random level of the fine grid, the next level, and the end of the phase."""
+        """Return for each example a random teacher level, the next teacher level, and the end of the student's phase.
+
+        Levels are rows of the level table, int64 [count, 3].
+        """
         return self._table[torch.from_numpy(rng.integers(len(self._table), size=count))]
 
     def target(self, teacher: DenoiseFn, student: DenoiseFn, z: Tensor, paths: Tensor) -> Tensor:
-        """Return the target with which the student's jump ends where its jump from the teacher's next level ends."""
+        """Return the clean latents with which the student's jump from `z` to the end of the phase is consistent.
+
+        A consistent jump ends where the student's own jump ends after one teacher step from `z`.
+
+        Args:
+            teacher, student: denoisers with the conditioning of the batch.
+            z: noisy latents at the first level of each path, [B, C, h, w].
+            paths: noise levels of each example, as `sample_paths` returns them.
+        """
         return consistency_target(teacher, student, z, self.level_table, paths)

@@ -1,4 +1,4 @@
-"""Networks in torch as denoisers: functions from noisy latents to predicted clean latents."""
+"""Denoisers in torch: diffusers' U-Nets as functions from noisy latents to predicted clean latents."""
 
 import math
 from collections.abc import Mapping
@@ -16,11 +16,11 @@ from stillhouse.diffusion import Prediction, Schedule, noise_levels, predict_den
 from stillhouse.distill.training.targets import DenoiseFn, Levels
 
 GUIDANCE_CHANNELS = 256
-"""Width of the guidance embedding; diffusers stores this width in the network's `time_cond_proj_dim`."""
+"""Width of the guidance scale's embedding in students; diffusers calls this setting `time_cond_proj_dim`."""
 _DIFFUSERS_DEFAULTS = "_use_default_values"
-"""Configuration entry that lists the values which diffusers would reset to their defaults."""
+"""Entry of a diffusers configuration that lists values; `from_config` would reset these values to their defaults."""
 DENOISER_FOLDER = "unet"
-"""Sub-directory of the denoiser in an imported pipeline, as diffusers names it."""
+"""Name of the folder with the denoiser's weights in a pipeline directory, as in diffusers."""
 _PROJECTION = "time_embedding.cond_proj.weight"
 
 DenoiserInputs = Mapping[str, Tensor]
@@ -31,11 +31,12 @@ They are encoder_hidden_states [B, L, D], and for SDXL also text_embeds and time
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GuidedInputs:
-    """Conditioning of a batch.
+    """Conditioning of a batch of B samples.
 
     Args:
-        cond: inputs of the prompts, B rows.
-        uncond: inputs of the negative prompts, B rows.
+        cond: the denoiser's inputs of the prompts, by name, B rows each.
+        uncond: the denoiser's inputs of the negative prompts, by name, B rows each; not needed, and possibly
+            empty, where the network takes the guidance scale as an input.
         guidance: guidance scales as in diffusers, float32 [B]; 1: no guidance.
     """
 
@@ -46,13 +47,13 @@ class GuidedInputs:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Denoiser:
-    """A network with its schedule and prediction type.
+    """A denoising network with its noise schedule and prediction type.
 
     Args:
         network: diffusers' UNet2DConditionModel.
-        schedule: noise schedule of the network's training. For latents at levels of another schedule, the nearest level
-            is used.
-        prediction: prediction type of the network's output.
+        schedule: noise schedule of the network's training. For latents at a noise level of another schedule, the
+            network is evaluated at the nearest level of this schedule.
+        prediction: what the network's output means: epsilon, sample, v_prediction or flow.
     """
 
     network: Any
@@ -65,13 +66,18 @@ class Denoiser:
         return self.network.config.time_cond_proj_dim is not None
 
     def denoise_fn(self, inputs: GuidedInputs) -> DenoiseFn:
-        """Return the guided denoiser of a batch: `single_row_fn` if the guidance scale is an input, else `cfg_fn`."""
+        """Return a function that predicts clean latents with guidance, for a batch with this conditioning.
+
+        A network that takes the guidance scale as an input evaluates one row a sample; other networks evaluate two
+        (classifier-free guidance).
+        """
         return self.single_row_fn(inputs) if self.is_conditioned else self.cfg_fn(inputs)
 
     def single_row_fn(self, inputs: GuidedInputs) -> DenoiseFn:
-        """Return the denoiser that evaluates one row for each sample, with the prompt.
+        """Return a function that predicts clean latents from one network row a sample, without a negative prompt.
 
-        The row also has the guidance scale where the network takes the scale as an input.
+        A network that takes the guidance scale as an input gets the scale; other networks are evaluated without
+        guidance.
         """
 
         def denoise(z: Tensor, levels: Levels) -> Tensor:
@@ -80,7 +86,10 @@ class Denoiser:
         return denoise
 
     def cfg_fn(self, inputs: GuidedInputs) -> DenoiseFn:
-        """Return the denoiser with classifier-free guidance (arXiv 2207.12598), which evaluates two rows a sample."""
+        """Return a function that predicts clean latents with classifier-free guidance (arXiv 2207.12598).
+
+        The function evaluates two network rows a sample: the prompt's and the negative prompt's.
+        """
 
         def denoise(z: Tensor, levels: Levels) -> Tensor:
             doubled = Levels(*(torch.cat([part, part]) for part in (levels.timestep, levels.alpha, levels.sigma)))
@@ -92,7 +101,14 @@ class Denoiser:
         return denoise
 
     def _predict(self, z: Tensor, levels: Levels, inputs: DenoiserInputs, guidance: Tensor | None) -> Tensor:
-        """Return the output of the network."""
+        """Evaluate the network and return its raw output, [B, C, h, w], in its prediction type.
+
+        Args:
+            z: noisy latents, [B, C, h, w].
+            levels: noise levels of the latents.
+            inputs: text inputs by name, B rows each.
+            guidance: guidance scales, [B]; used only by networks that take them as an input. None: not given.
+        """
         timesteps, _, _ = self._nearest_levels(levels)
         added = {name: inputs[name] for name in ("text_embeds", "time_ids") if name in inputs}
         output: Tensor = self.network(
@@ -112,7 +128,10 @@ class Denoiser:
         return clean
 
     def _nearest_levels(self, levels: Levels) -> tuple[Tensor, Tensor, Tensor]:
-        """Return timesteps, alphas and sigmas of the schedule's nearest levels, by the angle atan2(sigma, alpha)."""
+        """Return timesteps, alphas and sigmas, [B] each, of this schedule's levels that are nearest to given levels.
+
+        The distance of two levels is the difference of their angles atan2(sigma, alpha).
+        """
         alphas, sigmas = (torch.from_numpy(np.array(level)) for level in noise_levels(self.schedule))
         angles = torch.atan2(sigmas, alphas)
         targets = torch.atan2(levels.sigma, levels.alpha).cpu()
@@ -120,7 +139,10 @@ class Denoiser:
         return nearest, alphas[nearest], sigmas[nearest]
 
     def _embed_guidance(self, guidance: Tensor, z: Tensor) -> Tensor:
-        """Return the embedding of guidance scales, [B, channels]; see `families.stable_diffusion.embed_guidance`."""
+        """Return the sinusoidal embedding of guidance scales [B], [B, time_cond_proj_dim], in the dtype of `z`.
+
+        The embedding equals that of the running pipeline, `families.stable_diffusion.embed_guidance`.
+        """
         channels = self.network.config.time_cond_proj_dim
         half = channels // 2
         indices = torch.arange(half, dtype=torch.float64, device=z.device)
@@ -131,19 +153,20 @@ class Denoiser:
 
 
 def student_parameterization(teacher: Denoiser) -> tuple[Schedule, Prediction]:
-    """Return the schedule and prediction type of a teacher's students.
+    """Return the noise schedule and the prediction type of a teacher's students.
 
     Students of an epsilon-prediction teacher predict velocity, on the teacher's schedule with zero terminal SNR. The
     clean picture of an epsilon prediction is (z - sigma * epsilon) / alpha, which amplifies the network's error 14.6
-    times at the first level of Stable Diffusion. Many steps correct this error; a few steps do not. The clean picture
-    of a velocity prediction is alpha * z - sigma * v, which amplifies no error at any level, pure noise included
-    (Salimans and Ho, arXiv 2202.00512, section 4; Lin et al., arXiv 2305.08891, section 3). The student learns the new
-    parameterization together with the guidance, which takes a longer first stage (3,000 to 5,000 updates for Stable
-    Diffusion; Meng et al., arXiv 2210.03142, appendix).
+    times at the first level of Stable Diffusion. Many sampling steps correct this error, but few steps do not. The
+    clean picture of a velocity prediction is alpha * z - sigma * v, which amplifies the error at no level, not even at
+    pure noise (Salimans and Ho, arXiv 2202.00512, section 4; Lin et al., arXiv 2305.08891, section 3). The first
+    student learns to predict velocity together with the guidance. Its training is therefore longer (3,000 to 5,000
+    updates for Stable Diffusion; Meng et al., arXiv 2210.03142, appendix).
 
-    Students of a velocity-prediction teacher get zero terminal SNR, too: the first level of Stable Diffusion 2.1
-    retains 7 % of the picture, but sampling starts from pure noise. Students of a guidance-distilled teacher keep its
-    schedule, because such a teacher was trained at the levels of this schedule only.
+    Students of a velocity-prediction teacher also get zero terminal SNR: the first level of Stable Diffusion 2.1
+    retains 7 % of the picture, but sampling starts from pure noise. Students of a guidance-distilled teacher that does
+    not predict epsilon keep the teacher's schedule, because this teacher was trained at no other levels. Students of a
+    flow-matching teacher keep schedule and prediction type.
     """
     if teacher.schedule.is_flow or (teacher.prediction != "epsilon" and teacher.is_conditioned):
         return teacher.schedule, teacher.prediction
@@ -152,15 +175,15 @@ def student_parameterization(teacher: Denoiser) -> tuple[Schedule, Prediction]:
 
 
 def read_network(directory: Path) -> Any:
-    """Read the denoiser of an imported pipeline in float32."""
+    """Read the denoiser of a pipeline directory as diffusers' UNet2DConditionModel, in float32 on the CPU."""
     return UNet2DConditionModel.from_pretrained(directory / DENOISER_FOLDER, torch_dtype=torch.float32)
 
 
 def add_guidance_embedding(network: Any) -> Any:
-    """Return a copy of a network with the guidance scale as an input; its outputs do not depend on the scale at first.
+    """Return a copy of a U-Net that takes the guidance scale as an additional input.
 
-    The new projection is zero, because the random projection that diffusers would make changes the outputs. A network
-    that already takes the guidance scale is only copied.
+    The projection of the new input is zero, so that the copy's outputs equal those of the network before training. A
+    network that already takes the guidance scale is only copied.
     """
     if network.config.time_cond_proj_dim:
         return deepcopy(network)

@@ -1,4 +1,4 @@
-"""Preview images of a training stage."""
+"""Render preview images during the training of a student."""
 
 import numpy as np
 
@@ -17,11 +17,11 @@ def render_preview_grid(
     """Render a row of the teacher's pictures above a row of the student's pictures from the same noise.
 
     Args:
-        stage: training stage, whose student has the current weights; its first evaluation samples are rendered.
-        pipeline: decodes the latents.
+        stage: the student's training; the pictures are the first 8 of its evaluation, made with the current weights.
+        pipeline: its autoencoder decodes the latents.
 
     Returns:
-        uint8 [2 * height, PREVIEW_COUNT * width, 3].
+        one picture, uint8 [2 * height, 8 * width, 3].
     """
     student, teacher = (latents[:PREVIEW_COUNT] for latents in stage.rollouts(max(PREVIEW_COUNT, stage.eval_samples)))
     rows = [

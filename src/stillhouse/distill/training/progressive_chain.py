@@ -1,4 +1,4 @@
-"""Training of a progressive chain: guidance distillation first, then students with fewer and fewer steps."""
+"""Train a chain of students: first guidance is distilled, then each student learns from one with more steps."""
 
 import hashlib
 import json
@@ -33,32 +33,40 @@ from stillhouse.fit.trainer import check_fingerprint
 METHODS: Mapping[str, Callable[[GridPair], DistillationMethod]] = MappingProxyType(
     {"progressive": ProgressiveDistillation, "consistency": PhasedConsistency}
 )
-"""Methods that reduce the number of steps, by their names in settings."""
+"""Distillation methods that reduce the number of steps, by their names in `distill.toml`."""
 GUIDANCE = "guidance"
-"""Name of the first student, which is guidance-distilled: any timestep grid, one denoiser row for each step."""
+"""Name of the first student, whose network takes the guidance scale as an input.
+
+It needs one denoiser row a step instead of two, and may be sampled at any timesteps."""
 EDITS = "edits"
-"""Name of the last student where edits are trained: it is also trained at the levels of image-to-image."""
+"""Name of the last student for the task img2img, which is also trained at the noise levels of image-to-image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChainRecipe:
-    """Hyper-parameters of a chain of students.
+    """Hyper-parameters for training all students of a teacher, by a chain of students or by trajectory regression.
+
+    In a chain each student is the teacher of the next. In trajectory regression all students learn from stored
+    trajectories of the teacher.
 
     Args:
-        step_counts: steps of the first teacher, then of each student.
-        method: a key of `METHODS`, or the name of trajectory regression.
-        guidance: smallest and largest guidance scale of the students.
-        guidance_recipe: recipe of guidance distillation.
-        step_recipes: recipes of the students by their number of steps.
+        step_counts: number of sampling steps of the first teacher, then of each student in the order of training.
+        method: "progressive" or "consistency" (chains), or "trajectories" (trajectory regression).
+        guidance: smallest and largest guidance scale that the students are trained for.
+        guidance_recipe: training of the first student of a chain, which distils guidance.
+        step_recipes: training of the other students, by their number of steps.
         lora_rank: rank of LoRA weights; 0: all weights are trained.
-        end_to_end_fraction: see `TrajectoryRegressionStage`; a chain does not use this value.
-        dmd_weights: weight of `DistributionMatching` in trajectory regression, by a student's number of steps.
-        weighting, huber: form of the loss, see `DistillationStage`.
-        gradient_checkpointing: recompute activations in the backward pass, which saves memory and takes a third more
-            time.
-        edit_strengths: strengths of image-to-image, see `plan_edit_grids`. A chain trains its last student for them;
-            trajectory regression trains all students for them.
-        edit_recipe: recipe of the last student of a chain; None without `edit_strengths`.
+        end_to_end_fraction: share of the examples, 0 to 1, in which a student takes all of its steps; only for
+            trajectory regression.
+        dmd_weights: weight of the distribution matching loss (DMD), by a student's number of steps; only for trajectory
+            regression. A student without an entry is trained without DMD.
+        weighting: weight of the error by noise level: v (SNR + 1) or snr_trunc (max(SNR, 1)).
+        huber: width of the pseudo-Huber loss; 0: squared error.
+        gradient_checkpointing: whether activations are recomputed in the backward pass, which saves memory and takes a
+            third more time.
+        edit_strengths: strengths of image-to-image that the last student of a chain is trained for, or all students of
+            trajectory regression; empty: no image-to-image.
+        edit_recipe: training of the last student of a chain for image-to-image; None without `edit_strengths`.
         eval_samples: number of pictures in each evaluation.
         seed: decides all random numbers.
     """
@@ -82,16 +90,17 @@ class ChainRecipe:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Student:
-    """A trained student.
+    """A trained student: a distilled denoiser with the timesteps at which it may be sampled.
 
     Args:
-        name: GUIDANCE, `N-steps`, or EDITS.
+        name: "guidance", "N-steps" such as "9-steps", or "edits".
         denoiser: the student's network on the CPU; LoRA weights are fused into the other weights.
-        lora_weights: see `lora_state_dict`; empty where all weights were trained.
-        grid: the student's timestep grid from pure noise; None: the student may be sampled on any grid.
+        lora_weights: the separate LoRA weights and the projection of the guidance scale, by name; empty where all
+            weights were trained.
+        grid: timesteps from pure noise; None: the student may be sampled at any timesteps.
         method: name of the method that trained the student.
-        fitted: result of the training.
-        edit_grids: grids of image-to-image by strength; where empty, an edit uses the last part of `grid`.
+        fitted: number of updates, duration and scores of the training.
+        edit_grids: timesteps for image-to-image by strength; where empty, an edit uses the last timesteps of `grid`.
     """
 
     name: str
@@ -105,12 +114,12 @@ class Student:
 
 @dataclass(frozen=True, slots=True)
 class TrainingRun:
-    """Files, progress reports and time limit of the stages of a chain.
+    """Files, progress reports and time limit that the training of all students of a teacher shares.
 
     Args:
         folder: folder of checkpoints and logs.
-        report: receives the progress of each stage.
-        observer: receives each stage together with its progress, to render previews.
+        report: receives the progress of each student's training.
+        observer: receives the same progress after `report`, together with the training task, to render previews.
         deadline: time of `time.monotonic` in seconds after which no update starts; None: no limit.
         save_every: seconds between two checkpoints.
     """
@@ -122,7 +131,14 @@ class TrainingRun:
     save_every: float = 120.0
 
     def fit(self, stage: Stage) -> FitResult:
-        """Train a stage; see `fit.fit.fit`."""
+        """Train one student's network until its last update or the deadline, and return the result.
+
+        Args:
+            stage: the training task: network, loss and evaluation.
+
+        Raises:
+            FitFailed: training cannot continue, or a checkpoint cannot be used or written.
+        """
 
         def report(update_log: UpdateLog) -> None:
             self.report(update_log)
@@ -133,15 +149,15 @@ class TrainingRun:
 
 @dataclass(frozen=True, slots=True)
 class StagePlan:
-    """Plan for the training of one student.
+    """Plan for the training of one student in a chain.
 
     Args:
-        name: see `Student`.
-        method: levels and targets of the training examples.
-        recipe: hyper-parameters.
-        method_name: name of the method in manifests.
-        taught_by_first: True: the student's teacher is the guidance-distilled student, which is defined at every level.
-            False: the teacher is the preceding student.
+        name: name of the student: "guidance", "N-steps" or "edits".
+        method: how noise levels and targets of the training examples are made.
+        recipe: hyper-parameters of the training.
+        method_name: name of the method in the student's manifest.
+        taught_by_first: True: the student's teacher is the guidance-distilled student, which may be evaluated at any
+            noise level. False: the teacher is the preceding student.
     """
 
     name: str
@@ -159,22 +175,24 @@ def train_chain(
     teacher_grid: TimestepGrid | None = None,
     origin: str = "",
 ) -> Sequence[Student]:
-    """Train each student of a chain in turn, resuming from checkpoints.
+    """Train the students of a chain one after the other, resuming from checkpoints.
+
+    Each student starts from the weights of the preceding student.
 
     Args:
         teacher: teacher of the first student.
         dataset: clean latents and text inputs for all students.
-        recipe: hyper-parameters.
-        run: folder, progress and time limit.
-        teacher_grid: the only timestep grid of a distilled teacher; None: the teacher may be sampled on any grid.
-        origin: fingerprint of the teacher and the dataset; checkpoints of another teacher or dataset are refused.
+        recipe: hyper-parameters of all students.
+        run: folder of checkpoints, receivers of progress, and time limit.
+        teacher_grid: the only timesteps at which a distilled teacher may be sampled; None: any timesteps.
+        origin: identifies teacher and dataset; checkpoints that were trained with another origin are refused.
 
     Returns:
-        the trained students; fewer than planned where the deadline passed.
+        the trained students in the order of training; fewer than planned where the deadline passed first.
 
     Raises:
-        InvalidRequest: the step counts are not a chain; see `plan_grid_pairs`.
-        FitFailed: see `fit`.
+        InvalidRequest: the step counts increase, or do not start with the teacher's number of steps.
+        FitFailed: training cannot continue, or a checkpoint cannot be used or written.
     """
     students: list[Student] = []
     fingerprint, before, first = origin, teacher, teacher
@@ -186,8 +204,8 @@ def train_chain(
         result = run.fit(stage)
         if not result.is_done:
             break
-        # The next student continues with the same LoRA weights. These weights alone are then the difference between the
-        # last student and the first teacher.
+        # The next student starts from this student, including its LoRA weights. One set of LoRA weights therefore holds
+        # the whole difference between the last student and the first teacher.
         before = freeze(stage.student)
         if plan.name == GUIDANCE:
             first = before
@@ -206,13 +224,25 @@ def make_student(
     fitted: FitResult,
     edit_grids: Mapping[float, TimestepGrid] = MappingProxyType({}),
 ) -> Student:
-    """Return a student with a copy of the denoiser on the CPU, LoRA weights fused."""
+    """Return a `Student` that holds a copy of the denoiser on the CPU, with the LoRA weights fused into the others.
+
+    Args:
+        name: name of the student, such as "9-steps".
+        denoiser: the trained denoiser; it stays unchanged.
+        grid: timesteps from pure noise; None: the student may be sampled at any timesteps.
+        method: name of the method that trained the student.
+        fitted: result of the training.
+        edit_grids: timesteps for image-to-image, by strength.
+    """
     copy = Denoiser(deepcopy(fused_copy(denoiser.network)).cpu(), denoiser.schedule, denoiser.prediction)
     return Student(name, copy, lora_state_dict(denoiser.network), grid, method, fitted, edit_grids)
 
 
 def build_student_network(denoiser: Denoiser, recipe: ChainRecipe) -> Any:
-    """Return a trainable copy of a denoiser with a guidance embedding, and LoRA weights where the recipe has a rank."""
+    """Return a trainable copy of a denoiser's network that takes the guidance scale as an input.
+
+    The copy gets LoRA weights, and only they are trained, where the recipe has a LoRA rank.
+    """
     network = add_guidance_embedding(denoiser.network)
     network = add_lora(network, recipe.lora_rank, recipe.seed) if recipe.lora_rank else network.requires_grad_(True)
     if recipe.gradient_checkpointing:
@@ -221,7 +251,10 @@ def build_student_network(denoiser: Denoiser, recipe: ChainRecipe) -> Any:
 
 
 def freeze(denoiser: Denoiser) -> Denoiser:
-    """Drop a denoiser's gradients, disable new ones, set evaluation mode, and return the denoiser."""
+    """Prepare a denoiser in place for use without training, and return it.
+
+    Gradients are dropped and disabled, and the network is set to evaluation mode.
+    """
     denoiser.network.zero_grad(set_to_none=True)
     denoiser.network.eval().requires_grad_(False)
     return denoiser
@@ -230,10 +263,18 @@ def freeze(denoiser: Denoiser) -> Denoiser:
 def plan_stages(
     teacher: Denoiser, recipe: ChainRecipe, teacher_grid: TimestepGrid | None = None
 ) -> Sequence[StagePlan]:
-    """Plan the stages of a chain; a guidance-distilled teacher needs no stage of guidance distillation.
+    """Plan the training of each student in a chain, in the order of training.
+
+    The first student distils guidance, unless the teacher already takes the guidance scale as an input.
+
+    Args:
+        teacher: teacher of the first student.
+        recipe: hyper-parameters of all students.
+        teacher_grid: the only timesteps at which a distilled teacher may be sampled; None: any timesteps.
 
     Raises:
-        InvalidRequest: the step counts are not a chain, or edits are asked of a teacher that has a single grid.
+        InvalidRequest: the step counts increase, or do not start with the teacher's number of steps; or image-to-image
+            is to be trained, but the teacher may only be sampled at `teacher_grid`.
     """
     schedule, _ = student_parameterization(teacher)
     pairs = plan_grid_pairs(schedule, recipe.step_counts, teacher_grid)
@@ -250,7 +291,14 @@ def plan_stages(
 
 
 def _fingerprint(previous: str, name: str, method: DistillationMethod, recipe: ChainRecipe) -> str:
-    """Return a hash of everything that decides this student's weights; `previous` is the preceding fingerprint."""
+    """Return a hash of everything that decides a student's weights, which is compared with that of its checkpoint.
+
+    Args:
+        previous: hash of the preceding student, or of teacher and dataset for the first student.
+        name: name of the student.
+        method: timestep grids of the training.
+        recipe: hyper-parameters of all students.
+    """
     timesteps = method.grid_pair.student.timesteps.tolist() if method.grid_pair else None
     parts = [previous, name, type(method).__name__, method.level_table.timesteps.tolist(), timesteps, recipe.guidance]
     parts += [recipe.lora_rank, recipe.weighting, recipe.huber, recipe.seed]
@@ -258,10 +306,10 @@ def _fingerprint(previous: str, name: str, method: DistillationMethod, recipe: C
 
 
 def _check_checkpoints(stages: Sequence[StagePlan], recipe: ChainRecipe, origin: str, folder: Path) -> None:
-    """Raise FitFailed before training starts if the checkpoint of any stage has another fingerprint.
+    """Raise FitFailed if a checkpoint in `folder` was trained with another teacher, with other data or other settings.
 
-    After a stage with a patience the check stops: later fingerprints contain that stage's number of updates, which is
-    not known yet.
+    The students are checked in the order of training, up to the first one whose training may stop early (`patience`).
+    Later fingerprints depend on the number of updates of this student, which is not known before the training.
     """
     fingerprint = origin
     for plan in stages:
@@ -275,14 +323,23 @@ def _check_checkpoints(stages: Sequence[StagePlan], recipe: ChainRecipe, origin:
 def _plan_edits(
     schedule: Schedule, student_grid: TimestepGrid, recipe: ChainRecipe, teacher_grid: TimestepGrid | None
 ) -> StagePlan:
-    """Plan the stage of edits, which also repeats the examples from pure noise.
+    """Plan the training of the last student for image-to-image, with examples from pure noise among the others.
 
-    Each strength has levels of its own, so the teacher must be defined at every level. One stage reduces the number of
-    steps at once, because an intermediate student would also have to be trained at all of these levels.
+    Each strength has noise levels of its own, so the teacher must be usable at every level. The training reduces the
+    number of steps at once, because an intermediate student would also have to be trained at all of these levels.
+
+    Args:
+        schedule: noise schedule of the students.
+        student_grid: timesteps of the preceding student from pure noise, which the last student keeps.
+        recipe: hyper-parameters of all students.
+        teacher_grid: the only timesteps at which a distilled teacher may be sampled; None: any timesteps.
+
+    Raises:
+        InvalidRequest: `teacher_grid` is given.
     """
     if teacher_grid is not None:
         raise InvalidRequest(
-            f"task img2img with a teacher that was distilled to {teacher_grid.steps} steps",
+            f"task img2img cannot use a teacher that was distilled to {teacher_grid.steps} steps",
             allowed="a teacher that takes any number of steps",
         )
     teacher_steps = recipe.step_counts[0]

@@ -1,9 +1,9 @@
-"""Timestep grids of a chain of students: each student's grid is a subset of its teacher's.
+"""Timestep grids of a chain of students: the noise levels of each student are a subset of its teacher's.
 
-One student step replaces one or more teacher steps and ends at the same level. A chain can therefore be exact only
-where each student's levels are levels of its teacher, because a student is trained at no other level. The timestep
-grids are planned backwards: the last student's grid is uniform, and each grid is refined into its teacher's grid. The
-first teacher is defined at every level.
+One student step replaces one or more teacher steps and ends at the same noise level as the last of them. A student is
+trained at the levels of its grid only, so it can teach the next student at these levels only. The grids are therefore
+planned backwards: the last student's grid is uniform, and levels are added to each grid to get its teacher's grid. The
+first teacher may be evaluated at every level.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,10 +21,11 @@ MAX_STEPS = 1000
 
 @dataclass(frozen=True, slots=True)
 class GridPair:
-    """Grids of a teacher and its student; the student's levels are a subset of the teacher's.
+    """Timestep grids of a teacher and its student; the student's noise levels are a subset of the teacher's.
 
     Raises:
-        InvalidRequest: the teacher's grid lacks a level of the student's grid, or starts at another level.
+        InvalidRequest: the teacher's grid lacks a level of the student's grid, or the two grids start at different
+            levels.
 
     >>> GridPair(make_grid(Schedule(), 4), make_grid(Schedule(), 2)).strides
     (2, 2)
@@ -37,35 +38,39 @@ class GridPair:
         missing = [level.timestep for level in self.student.levels if level not in self.teacher.levels]
         if missing or self.student.levels[0] != self.teacher.levels[0]:
             raise InvalidRequest(
-                f"a student with timesteps {[level.timestep for level in self.student.levels[:-1]]}",
+                f"the student has the timesteps {[level.timestep for level in self.student.levels[:-1]]}",
                 allowed=f"timesteps of its teacher, the first included: {self.teacher.timesteps.tolist()}",
             )
 
     @property
     def positions(self) -> tuple[int, ...]:
-        """Indices of the student's levels, CLEAN included, among the teacher's levels."""
+        """Index of each student level among the teacher's levels, from the noisiest level to the clean picture."""
         return tuple(self.teacher.levels.index(level) for level in self.student.levels)
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """Number of teacher steps in each student step."""
+        """Number of teacher steps that each student step replaces, in the order of sampling."""
         return tuple(end - start for start, end in pairwise(self.positions))
 
 
 def plan_grid_pairs(
     schedule: Schedule, counts: Sequence[int], teacher_grid: TimestepGrid | None = None
 ) -> tuple[GridPair, ...]:
-    """Plan the grids of a chain, one pair for each student, in order of training.
+    """Plan the timestep grids of a chain in which each student is the teacher of the next.
 
     Args:
         schedule: noise schedule of the students.
-        counts: steps of the first teacher, then of each student; not increasing.
-        teacher_grid: the only grid of a distilled first teacher. The grids are then planned forwards: each grid is the
-            most uniform subset of the preceding grid. None: the first teacher is defined at every level.
+        counts: number of sampling steps of the first teacher, then of each student; not increasing.
+        teacher_grid: the only timesteps at which a distilled first teacher may be sampled. Each student's grid is then
+            the most uniform subset of the preceding grid. None: the first teacher may be sampled at any timesteps. The
+            last student's grid is then uniform, and its levels are in all grids.
+
+    Returns:
+        one pair of grids (teacher, student) for each student, in the order of training.
 
     Raises:
-        InvalidRequest: fewer than two counts, an increasing count, a teacher of one step, or a first count that differs
-            from the teacher's number of steps.
+        InvalidRequest: there are fewer than two counts, a count increases or is outside its range, the first teacher
+            has one step, or the first count differs from the number of steps of `teacher_grid`.
 
     >>> first, *_, last = plan_grid_pairs(Schedule(), (36, 18, 9, 3))
     >>> first.strides == (2,) * 18, last.student.timesteps.tolist()
@@ -75,11 +80,15 @@ def plan_grid_pairs(
         check_integer("a step count", count, 1, min(MAX_STEPS, schedule.train_steps))
     if len(counts) < 2 or any(next_count > count for count, next_count in pairwise(counts)):
         raise InvalidRequest(
-            f"step_counts {', '.join(map(str, counts))}",
-            allowed="two step counts or more, none larger than the one before: 36,18,9,3",
+            f"step_counts is {', '.join(map(str, counts))}",
+            allowed="two step counts or more, none larger than the one before, such as 36,18,9,3",
         )
     if counts[0] == 1:
-        raise InvalidRequest("a teacher of one step", allowed="2 steps or more", fix="choose a teacher of more steps")
+        raise InvalidRequest(
+            "step_counts starts with a teacher of one step, so no student can have fewer",
+            allowed="2 steps or more for the teacher",
+            fix="choose a teacher of more steps",
+        )
     if teacher_grid is None:
         grids = [make_grid(schedule, counts[-1])]
         for count in reversed(counts[:-1]):
@@ -88,7 +97,7 @@ def plan_grid_pairs(
     else:
         if teacher_grid.steps != counts[0]:
             raise InvalidRequest(
-                f"step_counts that start with {counts[0]}",
+                f"step_counts starts with {counts[0]}, which is not the teacher's number of steps",
                 allowed=f"{teacher_grid.steps}, the steps that the teacher was distilled to",
             )
         grids = [teacher_grid]
@@ -98,14 +107,14 @@ def plan_grid_pairs(
 
 
 def refine(schedule: Schedule, coarse: TimestepGrid, steps: int) -> TimestepGrid:
-    """Return a grid of `steps` steps that keeps all levels of a coarse grid and splits its longest steps.
+    """Return a timestep grid of `steps` steps that keeps all levels of a coarse grid and splits its longest steps.
 
-    Among equally long steps the least noisy step is split first: the less noisy levels decide outlines, and two fifths
-    of the timesteps of Stable Diffusion's schedule are nearly pure noise.
+    Among equally long steps the step at the lowest noise is split first: low noise levels decide outlines, and two
+    fifths of the timesteps of Stable Diffusion's schedule are nearly pure noise.
 
     Args:
         schedule: noise schedule of the new levels.
-        coarse: grid to refine.
+        coarse: grid whose steps are split.
         steps: number of steps of the result.
 
     Raises:
@@ -134,17 +143,20 @@ def refine(schedule: Schedule, coarse: TimestepGrid, steps: int) -> TimestepGrid
 def plan_edit_grids(
     schedule: Schedule, teacher_steps: int, student_grid: TimestepGrid, strengths: Sequence[float]
 ) -> Mapping[float, GridPair]:
-    """Plan the grids of image-to-image, by strength, each with the student's number of steps.
+    """Plan the timestep grids of teacher and student for image-to-image (edits), one pair for each strength.
 
-    The time of an edit therefore does not depend on its strength. The teacher's steps are as long as its steps from
-    pure noise. The level alone tells the network on which grid it is, so no level may belong to two grids. A level that
-    another grid uses is moved by one timestep or more.
+    The student takes all of its steps at every strength, so the time of an edit does not depend on the strength. The
+    teacher's steps are as long as its steps from pure noise. No noise level may belong to two student grids, because
+    the network is told the level, but not the grid. A level that another grid uses is moved by one timestep or more.
 
     Args:
-        schedule: noise schedule of a teacher that is defined at every level.
-        teacher_steps: steps of the teacher from pure noise.
-        student_grid: grid of the student from pure noise.
-        strengths: shares of the schedule that an edit denoises, above 0 and below 1.
+        schedule: noise schedule of a teacher that may be evaluated at every level.
+        teacher_steps: number of steps of the teacher from pure noise.
+        student_grid: timestep grid of the student from pure noise.
+        strengths: shares of the noise schedule that an edit denoises, above 0 and below 1.
+
+    Returns:
+        the pair of grids of each strength.
 
     Raises:
         InvalidRequest: a strength is outside its range, or too small for the number of steps.
@@ -165,7 +177,8 @@ def plan_edit_grids(
             while level in used or (steps and level >= steps[-1]):
                 level -= 1
             if level < 0:
-                raise InvalidRequest(f"strength {strength:g} with {count} steps", allowed="larger or fewer strengths")
+                problem = f"strength {strength:g} is too small for {count} steps at timesteps that no other grid uses"
+                raise InvalidRequest(problem, allowed="larger strengths, or fewer strengths")
             steps.append(level)
             used.add(level)
         coarse = grid_from_timesteps(schedule, steps)
@@ -174,10 +187,10 @@ def plan_edit_grids(
 
 
 def coarsen(fine: TimestepGrid, steps: int) -> TimestepGrid:
-    """Return the most uniform subset of a grid that has `steps` steps; the subset keeps the first level.
+    """Return the most uniform subset of a timestep grid that has `steps` steps and the same first level.
 
     Raises:
-        InvalidRequest: `steps` exceeds the grid's number of steps.
+        InvalidRequest: `steps` is below 1, or above the grid's number of steps.
 
     >>> coarsen(make_grid(Schedule(), 9), 3).timesteps.tolist()
     [999.0, 666.0, 332.0]

@@ -1,4 +1,4 @@
-"""Training of students by trajectory regression on one dataset; each student starts from the preceding student."""
+"""Train students by regression on one set of teacher trajectories; each starts from the preceding student's weights."""
 
 import hashlib
 import json
@@ -21,16 +21,16 @@ from stillhouse.distill.training.step_grids import coarsen, plan_edit_grids, pla
 from stillhouse.distill.training.trajectory_regression import TrajectoryRegressionStage
 
 TRAJECTORIES = "trajectories"
-"""Name of the method in settings and manifests."""
+"""Name of the method trajectory regression in settings and manifests."""
 
 
 @dataclass(frozen=True, slots=True)
 class StudentGrids:
-    """Timestep grids of a student, all with the same number of steps.
+    """Timestep grids of one student, which all have the same number of steps.
 
     Args:
-        grid: grid from pure noise.
-        edit_grids: grids for image-to-image, by strength.
+        grid: timesteps for pictures from pure noise.
+        edit_grids: timesteps for image-to-image, by strength.
     """
 
     grid: TimestepGrid
@@ -38,15 +38,21 @@ class StudentGrids:
 
     @property
     def all_grids(self) -> tuple[TimestepGrid, ...]:
-        """All grids in the order in which `TrajectoryPlan` numbers their kinds: from pure noise, then edits."""
+        """The grid from pure noise, followed by the grids for image-to-image in the order of their strengths."""
         return (self.grid, *self.edit_grids.values())
 
 
 def plan_student_grids(initial: Denoiser, recipe: ChainRecipe) -> tuple[StudentGrids, ...]:
-    """Plan the timestep grids of each student; a student's levels are a subset of the preceding student's levels.
+    """Plan the timestep grids of each student, in the order of training.
+
+    A student's noise levels are a subset of the preceding student's levels.
+
+    Args:
+        initial: denoiser that the first student starts from; it decides the noise schedule.
+        recipe: hyper-parameters of all students, with their numbers of steps and strengths of image-to-image.
 
     Raises:
-        InvalidRequest: the step counts are not a chain; see `plan_grid_pairs`.
+        InvalidRequest: the step counts increase, or a strength is too small for the first student's number of steps.
     """
     schedule, _ = student_parameterization(initial)
     first, *others = (pair.student for pair in plan_grid_pairs(schedule, recipe.step_counts))
@@ -66,22 +72,22 @@ def train_on_trajectories(
     run: TrainingRun,
     origin: str = "",
 ) -> Sequence[Student]:
-    """Train each student in turn, resuming from checkpoints.
+    """Train the students one after the other by regression on the teacher's trajectories, resuming from checkpoints.
 
     Args:
-        teacher: the teacher, which only distribution matching evaluates.
+        teacher: the teacher; only distribution matching (DMD) evaluates it.
         initial: denoiser whose weights the first student starts from: the teacher, or one of its students.
-        dataset: the teacher's trajectories at the levels of the first student of `plan_student_grids`.
-        recipe: hyper-parameters; its first step count is the teacher's.
-        run: folder, progress and time limit.
-        origin: fingerprint of the initial weights and the dataset.
+        dataset: the teacher's trajectories, stored at the noise levels of the first student of `plan_student_grids`.
+        recipe: hyper-parameters of all students; the first step count is the teacher's.
+        run: folder of checkpoints, receivers of progress, and time limit.
+        origin: identifies initial weights and dataset; checkpoints that were trained with another origin are refused.
 
     Returns:
-        the trained students; fewer than planned where the deadline passed.
+        the trained students in the order of training; fewer than planned where the deadline passed first.
 
     Raises:
-        InvalidRequest: the step counts are not a chain.
-        FitFailed: see `fit`.
+        InvalidRequest: the step counts increase, or a strength is too small for the first student's number of steps.
+        FitFailed: training cannot continue, or a checkpoint cannot be used or written.
     """
     students: list[Student] = []
     planned, fingerprint, before = plan_student_grids(initial, recipe), origin, initial
@@ -138,7 +144,13 @@ def _distribution_matching(
 
 
 def _fingerprint(previous: str, grids: StudentGrids, recipe: ChainRecipe) -> str:
-    """Return a hash of everything that decides this student's weights; `previous` is the preceding fingerprint."""
+    """Return a hash of everything that decides a student's weights, which is compared with that of its checkpoint.
+
+    Args:
+        previous: hash of the preceding student, or of initial weights and dataset for the first student.
+        grids: timestep grids of the student.
+        recipe: hyper-parameters of all students.
+    """
     parts = [previous, TRAJECTORIES, *(grid.timesteps.tolist() for grid in grids.all_grids)]
     parts += [recipe.lora_rank, recipe.end_to_end_fraction, recipe.dmd_weights.get(grids.grid.steps, 0.0)]
     parts += [recipe.weighting, recipe.huber, recipe.seed, recipe.eval_samples]

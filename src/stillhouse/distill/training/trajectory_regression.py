@@ -1,4 +1,4 @@
-"""Trajectory regression: a student is trained to end where the teacher's stored trajectories end."""
+"""Trajectory regression: a student of few steps is trained to end where the teacher's stored trajectories end."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,11 +24,11 @@ from stillhouse.distill.training.targets import (
 from stillhouse.fit.recipe import StageRecipe
 
 ON_POLICY_SHARE = 0.5
-"""Share of the examples after the first step that start from the student's own latents instead of the teacher's.
+"""Share of the examples that start from the student's own latents instead of the teacher's, except at the first step.
 
-At inference the student's inputs are its own outputs, so it must learn to return to the teacher's trajectory."""
+At inference a student's inputs are its own outputs, so the student must learn to return to the teacher's trajectory."""
 EDIT_SHARE = 0.25
-"""Share of edits among the examples, where the dataset has edits; it is small, because edits are easier."""
+"""Share of image-to-image examples (edits) where the dataset has any; the share is small, because edits are easier."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,11 +36,12 @@ class RolloutBatch:
     """Final latents of student and teacher from the same initial latents.
 
     Args:
-        student, teacher: final latents, [B, C, h, w]; the student's latents have gradients unless gradients are
-            disabled.
+        student: the student's final latents, float32 [B, C, h, w], with gradients unless the caller disables them.
+        teacher: the teacher's stored final latents, float32 [B, C, h, w].
         inputs: conditioning of student and teacher.
         levels: noise levels of the initial latents.
-        kinds: kinds of the trajectories, see `TrajectoryPlan`; int64 [B], on the CPU.
+        kinds: 0 for a trajectory from pure noise, n for an edit (image-to-image) at the n-th strength; int64 [B], on
+            the CPU.
     """
 
     student: Tensor
@@ -52,20 +53,27 @@ class RolloutBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class TrajectoryRegressionStage:
-    """A stage of `fit` that trains a student on stored trajectories of its teacher.
+    """Training task for `fit`: a student learns from stored trajectories of its teacher.
+
+    A trajectory starts from pure noise (kind 0), or is an edit (image-to-image) at the n-th strength (kind n).
 
     Args:
-        name, recipe, fingerprint: see `fit.stage.Stage`.
+        name: stem of the names of checkpoints and logs.
+        recipe: hyper-parameters of the training.
         network: the student's network, which is trained.
         schedule, prediction: noise schedule and prediction type of the student.
         dataset: two trajectories or more; the last `eval_samples` of them, at most half, are held out for evaluation.
-        stored_grids: timestep grids at whose levels the trajectories are stored, by kind: from pure noise, then edits.
-        student_grids: timestep grids of the student, by kind. Each is a subset of the stored grid with the same first
-            level; all have the same number of steps. Trajectories of other kinds are ignored.
-        end_to_end_fraction: share of the examples in which the student takes all of its steps. Their loss compares the
-            final latents only, with gradients through every step. Such an example costs as much as one other example
-            for each step.
-        weighting, huber, seed, eval_samples: see `DistillationStage`.
+        stored_grids: timestep grid at whose levels the trajectories are stored, for each kind.
+        student_grids: timestep grid of the student, for each kind. Each is a subset of the stored grid with the same
+            first level, and all have the same number of steps. Trajectories of kinds without a grid are ignored.
+        end_to_end_fraction: share of the examples, 0 to 1, in which the student takes all of its steps. The loss of
+            these examples compares the final latents only, with gradients through every step. An example of n steps
+            costs as much as n other examples.
+        weighting: weight of the error by noise level: v (SNR + 1) or snr_trunc (max(SNR, 1)).
+        huber: width of the pseudo-Huber loss; 0: squared error.
+        seed: decides examples and steps.
+        eval_samples: number of trajectories in each evaluation.
+        fingerprint: hash of initial weights, data and settings; checkpoints with another fingerprint are refused.
     """
 
     name: str
@@ -89,7 +97,10 @@ class TrajectoryRegressionStage:
         return Denoiser(self.network, self.schedule, self.prediction)
 
     def loss(self, number: int) -> Tensor:
-        """Return the loss of batch `number`."""
+        """Return the loss of batch `number`, a scalar with gradients in the student's network.
+
+        The batch number and the seed alone decide trajectories and steps.
+        """
         rng = np.random.default_rng((self.seed, 7, number))
         count = self.recipe.batch_size
         indices, end_to_end = self.sample_indices(rng, count), round(self.end_to_end_fraction * count)
@@ -103,7 +114,10 @@ class TrajectoryRegressionStage:
         return total
 
     def sample_indices(self, rng: np.random.Generator, count: int) -> Tensor:
-        """Return indices of random training trajectories, int64 [count]."""
+        """Return indices in the dataset of random training trajectories, int64 [count].
+
+        A quarter of them are edits (image-to-image) where the dataset has both kinds.
+        """
         sizes = np.array([len(pool) for pool in self._pools])
         is_edit = rng.random(count) < (EDIT_SHARE if sizes.all() else float(sizes[0] == 0))
         pool = is_edit.astype(np.int64)
@@ -112,12 +126,17 @@ class TrajectoryRegressionStage:
 
     @cached_property
     def _pools(self) -> tuple[Tensor, Tensor]:
-        """Indices of the training trajectories from pure noise, and indices of the training edits."""
+        """Indices in the dataset of the training trajectories: first those from pure noise, then the edits."""
         from_noise = self.dataset.kinds[self._train_indices] == 0
         return self._train_indices[from_noise], self._train_indices[~from_noise]
 
     def _single_step_loss(self, rng: np.random.Generator, indices: Tensor) -> Tensor:
-        """Return the loss of one random step of each trajectory."""
+        """Return the mean loss of one random student step of each trajectory, a scalar.
+
+        Args:
+            rng: decides the steps, and which of them start from the student's own latents.
+            indices: indices of trajectories in the dataset, int64 [B].
+        """
         count = len(indices)
         steps = torch.from_numpy(rng.integers(self._student_steps, size=count))
         batch, offsets = self._gather(indices, steps, steps + 1), self._table_offsets(indices)
@@ -131,7 +150,11 @@ class TrajectoryRegressionStage:
         return self.weighted_error(predicted, target, start)
 
     def rollout(self, indices: Tensor) -> RolloutBatch:
-        """Sample the student with all of its steps from the initial latents of trajectories, int64 [B]."""
+        """Sample the student with all of its steps from the initial latents of stored trajectories.
+
+        Args:
+            indices: indices of the trajectories in the dataset, int64 [B].
+        """
         steps = torch.full((len(indices),), self._student_steps)
         batch = self._gather(indices, torch.zeros_like(steps), steps)
         return RolloutBatch(
@@ -143,12 +166,23 @@ class TrajectoryRegressionStage:
         )
 
     def weighted_error(self, predicted: Tensor, target: Tensor, levels: Levels) -> Tensor:
-        """Return the loss of clean latents that were predicted at levels; see `weighted_loss`."""
+        """Return the mean weighted loss of predicted clean latents, a scalar.
+
+        Args:
+            predicted: clean latents that the student predicts, [B, C, h, w].
+            target: clean latents that it should predict, [B, C, h, w].
+            levels: noise levels of the student's inputs.
+        """
         error = (predicted - target) / levels.sigma.view(-1, 1, 1, 1).to(predicted)
         return weighted_loss(error, levels, self.weighting, self.huber)
 
     def evaluate(self) -> Mapping[str, float]:
-        """Return `latent_psnr` between student and teacher on held-out trajectories from pure noise and on edits."""
+        """Return the PSNR in dB between final latents of student and teacher on held-out trajectories.
+
+        Returns:
+            `latent_psnr` for trajectories from pure noise, and `edits` for image-to-image; a kind that is not among the
+            held-out trajectories has no entry.
+        """
         held_out = self._eval_indices[: self.eval_samples]
         from_noise = self.dataset.kinds[held_out] == 0
         parts = {"latent_psnr": held_out[from_noise], "edits": held_out[~from_noise]}
@@ -165,12 +199,15 @@ class TrajectoryRegressionStage:
 
     @cached_property
     def _usable(self) -> Tensor:
-        """Indices of the trajectories whose kind has a student grid, int64."""
+        """Indices in the dataset of the trajectories whose kind (pure noise, strength) has a student grid, int64."""
         return (self.dataset.kinds < len(self.student_grids)).nonzero().squeeze(1)
 
     @property
     def _train_indices(self) -> Tensor:
-        """Indices of the training trajectories, at least half of all; an edit and its source are not separated."""
+        """Indices in the dataset of the trajectories for training, at least half of the usable ones.
+
+        An edit (image-to-image) and the trajectory that gave its picture are either both for training or both held out.
+        """
         count = max(len(self._usable) - self.eval_samples, (len(self._usable) + 1) // 2)
         return self._usable[: count - count % 2 if len(self.student_grids) > 1 and count > 1 else count]
 
@@ -184,17 +221,17 @@ class TrajectoryRegressionStage:
 
     @cached_property
     def _level_table(self) -> LevelTable:
-        """Levels of all student grids, concatenated."""
+        """Noise levels of all student grids, one grid after the other in one table."""
         return concat_level_tables([make_level_table(grid) for grid in self.student_grids])
 
     def _table_offsets(self, indices: Tensor) -> Tensor:
-        """Return the index of the first level of each trajectory in the level table, int64 [B]."""
+        """Return for each trajectory the row of its first noise level in the level table, int64 [B]."""
         offsets: Tensor = self.dataset.kinds[indices] * (self._student_steps + 1)
         return offsets
 
     @cached_property
     def _stored_positions(self) -> Tensor:
-        """Indices of the student's levels, CLEAN included, among the stored levels: int64 [kinds, steps + 1]."""
+        """Index of each student level among the stored levels, int64 [kinds, steps + 1], clean latents last."""
         pairs = zip(self.stored_grids, self.student_grids, strict=True)
         return torch.tensor([[stored.levels.index(level) for level in grid.levels] for stored, grid in pairs])
 
@@ -210,7 +247,13 @@ class TrajectoryRegressionStage:
         return self._student_rollout(self._gather(indices, first, first), indices, steps)
 
     def _student_rollout(self, batch: TrajectoryBatch, indices: Tensor, steps: Tensor) -> Tensor:
-        """Return the student's latents after a number of steps of each trajectory, int64 [B]."""
+        """Return the student's latents after the first steps of each trajectory, float32 [B, C, h, w].
+
+        Args:
+            batch: initial latents and conditioning of the trajectories.
+            indices: indices of the trajectories in the dataset, int64 [B].
+            steps: number of steps that the student takes in each trajectory, int64 [B].
+        """
         path = self._table_offsets(indices)[:, None] + torch.minimum(
             torch.arange(self._student_steps + 1)[None], steps[:, None]
         )
