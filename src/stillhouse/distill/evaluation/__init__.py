@@ -1,1 +1,1 @@
-"""Evaluation of students against their teacher: image quality, prompt alignment, diversity and latency."""
+"""Compare distilled models (students) with their teacher: image quality, prompt alignment, diversity and latency."""

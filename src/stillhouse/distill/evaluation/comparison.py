@@ -1,7 +1,7 @@
-"""Comparison of generation setups on the same captions and seeds.
+"""Compare ways to generate pictures (setups) on the same captions and seeds.
 
-A setup is a pipeline with a request (steps, sampler, guidance). A student of 3 steps is thus compared with its teacher
-at 3 steps with other samplers, which shows the gain of distillation.
+A setup is a pipeline with a number of steps, a sampler and a guidance scale. A student of 3 steps can thus be compared
+with its teacher at 3 steps with other samplers, which shows the gain of distillation.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,25 +23,31 @@ from stillhouse.shapes.scene import Scene, render_scene
 from stillhouse.shapes.score import SCORES, Share, generate_batch, held_out_captions, score_shares
 
 DIVERSITY_PROMPTS, DIVERSITY_SEEDS = 32, 16
-"""Number of captions of the diversity measure, and number of seeds for each caption."""
+"""Number of captions for which diversity is measured, and number of pictures of each caption, with seeds from 0."""
 DELTA_SCORES = ("all_correct", "strict", "clean")
-"""Scores whose difference from the baseline is reported."""
+"""Names of the oracle's scores whose difference from the baseline is reported.
+
+The oracle recognises figures in pictures. all_correct: everything that the caption says; clean: sharp edges and flat
+colours; strict: both."""
 FEW_STEP_BASELINES = ("ddim", "dpmpp_2m")
-"""Samplers with which the teacher at few steps is a baseline for the students."""
+"""Names of the samplers with which the teacher at few steps is compared with its students."""
 SHOWN_PICTURES = 8
-"""Number of pictures of each setup that `Comparison` holds."""
+"""Number of pictures of each setup that a report shows."""
 _BATCH, _RESAMPLES, _ROUNDS = 8, 2000, 7
 
 NO_ENCODERS = MetricEncoders()
 FeatureFn = Callable[[Sequence[Picture]], Features]
-"""Maps pictures to features."""
+"""Maps pictures, uint8 [height, width, 3] each, to feature vectors, float64 [pictures, features]."""
 ProgressFn = Callable[[str, int, int], None]
-"""Receives the name of a setup, the number of pictures generated, and the total."""
+"""Receives the name of a setup, the number of pictures that it has generated, and the number that it will generate."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GenerationSetup:
-    """A pipeline with a request that gives steps, sampler and guidance; the request's prompt and seed are replaced."""
+    """A way to generate pictures: a pipeline, and a request for steps, sampler and guidance.
+
+    Prompt and seed of the request are replaced for each picture.
+    """
 
     name: str
     pipeline: Pipeline
@@ -50,7 +56,10 @@ class GenerationSetup:
 
 @dataclass(frozen=True, slots=True)
 class ScoreDelta:
-    """Difference between a setup's mean score and the baseline's, with its 95 % interval (paired bootstrap)."""
+    """Difference of two mean scores, -1 to 1, with its 95 % confidence interval from `low` to `high`.
+
+    `value` is the mean score of a setup minus that of the baseline. The interval is a paired bootstrap's.
+    """
 
     value: float
     low: float
@@ -59,23 +68,31 @@ class ScoreDelta:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationResult:
-    """Measurements of one setup. The baseline is the first setup.
+    """Measurements of one setup (pipeline with steps, sampler and guidance).
+
+    The baseline is the first setup of the comparison. Captions of Shapes describe scenes of geometric figures, which
+    the oracle recognises in pictures.
 
     Args:
         name: name of the setup.
-        steps, sampler, guidance: settings of the resolved request.
+        steps, sampler, guidance: settings with which the pictures were generated.
         denoiser_rows: number of rows that the denoiser evaluates for one picture; classifier-free guidance takes two
             rows for each evaluation.
         latency: seconds to generate one picture, with one picture at a time.
-        scores: mean scores of the oracle; empty for captions outside Shapes.
-        deltas: differences from the baseline's scores, for `DELTA_SCORES`.
-        rerender: mean PSNR in dB between a picture and an ideal rendering of the recognised scene; None without scores.
-        psnr, ssim: mean over pictures; each is compared with the baseline's picture of the same caption and seed.
-        frechet: Frechet distance between the features of the pictures and of the reference. The reference is rendered
-            scenes, or for captions outside Shapes the baseline's pictures.
-        precision, recall: precision and recall of the features against the same reference.
-        relative_diversity: spread of the pictures of one caption, as a share of the baseline's spread.
-        clip, fid: mean CLIP score, and Frechet distance of Inception features; None without these encoders.
+        scores: share of the pictures with the full score of the oracle, by name of the score; empty for captions
+            outside Shapes.
+        deltas: differences from the baseline's mean scores, by name of the score; empty for captions outside Shapes.
+        rerender: mean PSNR in dB between a picture and an ideal rendering of the recognised scene; None for captions
+            outside Shapes.
+        psnr, ssim: mean PSNR in dB and mean SSIM of the pictures, each against the baseline's picture of the same
+            caption and seed.
+        frechet: Frechet distance between the features of the pictures and of the reference: rendered scenes, or for
+            captions outside Shapes the baseline's pictures.
+        precision, recall: share of the pictures within the reference's distribution of features, and share of the
+            reference within the pictures' distribution, 0 to 1.
+        relative_diversity: spread of the pictures of one caption, divided by the baseline's spread.
+        clip: mean CLIP score, 0 to 100; None: not measured.
+        fid: Frechet distance of Inception features; None: not measured.
     """
 
     name: str
@@ -99,11 +116,12 @@ class EvaluationResult:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CaptionSet:
-    """Prompts of an evaluation.
+    """Prompts of an evaluation, and where the prompts describe Shapes, the scenes that they describe.
 
     Args:
-        prompts: one for each picture.
-        scenes: a scene and its caption for each prompt; empty for prompts outside Shapes.
+        prompts: one prompt for each picture.
+        scenes: for each prompt a scene of geometric figures that it describes, and the prompt as a structured caption;
+            empty for other prompts.
     """
 
     prompts: tuple[str, ...]
@@ -115,9 +133,9 @@ class Comparison:
     """Result of `compare_setups`.
 
     Args:
-        results: one result for each setup, the baseline's first.
-        prompts: the first `SHOWN_PICTURES` prompts.
-        pictures: pictures of these prompts, by name of the setup.
+        results: measurements of each setup, the baseline's first.
+        prompts: the first 8 prompts, for a report.
+        pictures: pictures of these 8 prompts, by name of the setup.
     """
 
     results: tuple[EvaluationResult, ...]
@@ -137,7 +155,7 @@ class _GeneratedSet:
 
 
 def shapes_caption_set(count: int) -> CaptionSet:
-    """Return the first `count` held-out captions with their scenes."""
+    """Return the first `count` captions that training never used, with the scenes that they describe, as prompts."""
     scenes = tuple(held_out_captions(count))
     return CaptionSet(tuple(str(caption) for _, caption in scenes), scenes)
 
@@ -149,14 +167,14 @@ def compare_setups(
     progress: ProgressFn = lambda name, done, total: None,
     encoders: MetricEncoders = NO_ENCODERS,
 ) -> Comparison:
-    """Generate pictures with each setup, measure them, and compare them with the pictures of the first setup.
+    """Generate pictures with each setup, measure their quality and latency, and compare them with the first setup's.
 
     Args:
-        setups: setups to compare; the first one is the baseline.
-        captions: prompts; prompt n has the seed n.
-        encoder: maps pictures to features.
+        setups: pipelines with steps, sampler and guidance; the first one is the baseline.
+        captions: prompts of the pictures; prompt n has the seed n.
+        encoder: maps pictures to the feature vectors of Frechet distance, precision, recall and diversity.
         progress: receives the number of pictures generated for each setup.
-        encoders: optional CLIP and Inception encoders.
+        encoders: encoders for CLIP score and FID; each of these is measured only where its encoder is given.
 
     Raises:
         InvalidRequest: a pipeline refuses its request.
@@ -177,7 +195,11 @@ def compare_setups(
 def _generate_set(
     setup: GenerationSetup, captions: CaptionSet, encoder: FeatureFn, progress: ProgressFn, encoders: MetricEncoders
 ) -> _GeneratedSet:
-    """Generate the pictures of a setup, one for each prompt and more for the diversity measure, and encode them."""
+    """Generate the pictures of a setup, score them and encode them into features.
+
+    One picture is generated for each prompt. Diversity is measured on 16 more pictures (seeds 0 to 15) for each of the
+    first 32 prompts.
+    """
     texts = captions.prompts
     requests = [replace(setup.request, prompt=text, seed=number) for number, text in enumerate(texts)]
     repeated = [
@@ -199,7 +221,11 @@ def _generate_set(
 
 
 def paired_delta(scores: NDArray[np.float64], baseline: NDArray[np.float64]) -> ScoreDelta:
-    """Return the mean of paired differences with its 95 % percentile bootstrap interval over pairs (Efron 1979).
+    """Return the mean difference of paired scores with its 95 % confidence interval (percentile bootstrap, Efron 1979).
+
+    Args:
+        scores: score of each picture of a setup.
+        baseline: score of the baseline's picture of the same caption and seed.
 
     >>> paired_delta(np.array([1.0, 1.0]), np.array([0.0, 0.0]))
     ScoreDelta(value=1.0, low=1.0, high=1.0)
@@ -261,7 +287,17 @@ def _generate(setup: GenerationSetup, requests: Sequence[ImageRequest], progress
 
 
 def _time_setups(setups: Sequence[GenerationSetup], text: str) -> dict[str, list[float]]:
-    """Return the measured seconds to generate one picture, by setup; each round measures every setup once."""
+    """Measure the time to generate one picture with each setup.
+
+    Each round measures every setup once, so that all setups see the same load of the machine.
+
+    Args:
+        setups: setups to measure; each first generates one picture that is not measured.
+        text: prompt of all pictures.
+
+    Returns:
+        the seconds of each of 7 rounds, by name of the setup.
+    """
 
     def measure(setup: GenerationSetup) -> float:
         started = perf_counter()
@@ -275,21 +311,26 @@ def _time_setups(setups: Sequence[GenerationSetup], text: str) -> dict[str, list
 
 
 def student_setup(pipeline: Pipeline, guidance: float) -> GenerationSetup:
-    """Return the setup of a student at its default steps and a guidance scale; the setup's name has the steps."""
+    """Return a setup that generates with a student at its default number of steps and a guidance scale.
+
+    The setup is named after student and steps, such as "shapes-3, 3 steps".
+    """
     request = ImageRequest("", guidance=guidance)
     steps = pipeline.resolve(request).request.steps
     return GenerationSetup(f"{pipeline.manifest.name}, {steps} step{'s' if steps != 1 else ''}", pipeline, request)
 
 
 def comparison_setups(teacher: GenerationSetup, students: Sequence[GenerationSetup]) -> list[GenerationSetup]:
-    """Return the teacher, its students, and the teacher at few steps with each of `FEW_STEP_BASELINES`.
+    """Return the setups to compare: the teacher, its students, and baselines (the teacher at few steps).
 
-    Guided evaluations have two rows. For a student of three steps the baselines are therefore two guided steps, three
-    unguided steps (as many rows as the student), and three guided steps (twice as many).
+    There are baselines with the samplers DDIM and DPM-Solver++ 2M for each student's number of steps. A step with
+    classifier-free guidance evaluates two denoiser rows, a student's step one. The baselines of a student of three
+    steps are therefore two guided steps, three unguided steps (as many rows as the student's), and three guided steps
+    (twice as many).
 
     Args:
-        teacher: setup of the teacher at its default steps.
-        students: setups of the students; where two have the same name, a number is added to the names.
+        teacher: setup of the teacher at its default number of steps.
+        students: setups of the students; students of the same name get a number after the name.
     """
     names = [student.name for student in students]
     numbered = [

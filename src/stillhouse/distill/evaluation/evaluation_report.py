@@ -1,4 +1,4 @@
-"""Report of an evaluation: measurements, machine and versions, as JSON, as a table and in one sentence."""
+"""Report on the comparison of students with their teacher, as JSON, as a table, and as a sentence for each student."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -24,20 +24,21 @@ from stillhouse.shapes.feature_encoder import open_feature_encoder
 _PACKAGES = ("onnxruntime", "openvino", "numpy")
 _SCORES = {"all_correct": "all correct", "strict": "strict"}
 LEGEND = "Brackets: 95 % intervals. Delta to the teacher: percentage points, paired over captions and seeds."
-"""Explanation of the table's columns."""
+"""Explanation of the numbers in brackets and of the column "delta to the teacher" in the table of a report."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationReport:
-    """Evaluation of students against their teacher.
+    """Measurements of students, their teacher and baselines (the teacher at few steps), and how they were made.
 
     Args:
         teacher: name of the teacher's pipeline.
-        students: names of the students' setups.
-        caption_count: number of pictures of each setup.
-        results: one result for each setup, the teacher's first.
-        encoder_sha256: SHA-256 of the weights of the feature encoder.
-        machine, versions: the machine and the package versions of the evaluation.
+        students: names of the students' setups (pipelines with steps, sampler and guidance).
+        caption_count: number of prompts, which is the number of compared pictures of each setup.
+        results: measurements of each setup, the teacher's first.
+        encoder_sha256: SHA-256 of the weights of the feature encoder; features of other encoders are not comparable.
+        machine: hardware on which the evaluation ran.
+        versions: versions of the packages that ran the networks, by package.
         started: time of the start in UTC, ISO 8601.
         seconds: duration of the evaluation.
     """
@@ -53,7 +54,7 @@ class EvaluationReport:
     seconds: float
 
     def result_of(self, name: str) -> EvaluationResult:
-        """Return the result of the setup that has this name."""
+        """Return the measurements of the setup that has this name."""
         return next(result for result in self.results if result.name == name)
 
 
@@ -64,12 +65,20 @@ def evaluate_students(
     progress: ProgressFn = lambda name, done, total: None,
     encoders: MetricEncoders = NO_ENCODERS,
 ) -> tuple[EvaluationReport, Comparison]:
-    """Compare students with their teacher at its default steps and at few steps; see `comparison_setups`.
+    """Compare students with their teacher at its default number of steps and at few steps.
 
     Args:
-        teacher: setup of the teacher at its default steps.
-        students: setups of its students.
-        captions, progress, encoders: see `compare_setups`.
+        teacher: the teacher's pipeline with its default number of steps.
+        students: the students' pipelines with their guidance scale.
+        captions: prompts of the pictures; prompt n has the seed n.
+        progress: receives the number of pictures generated for each setup.
+        encoders: encoders for CLIP score and FID; each of these is measured only where its encoder is given.
+
+    Returns:
+        the report, and the comparison from which it was made, with example pictures.
+
+    Raises:
+        InvalidRequest: a pipeline refuses its request.
     """
     start, started = monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     encoder = open_feature_encoder()
@@ -95,7 +104,7 @@ def evaluation_to_json(report: EvaluationReport) -> str:
 
 
 def summarize_evaluation(report: EvaluationReport) -> str:
-    """Return one sentence for each student: steps, speed-up and quality relative to the teacher."""
+    """Return a text with one sentence for each student: steps, speed-up and quality relative to the teacher."""
     teacher = report.results[0]
     sentences = []
     for name in report.students:
@@ -111,7 +120,7 @@ def summarize_evaluation(report: EvaluationReport) -> str:
 
 
 def evaluation_columns(report: EvaluationReport) -> list[str]:
-    """Return the column headings of the table."""
+    """Return the column headings of the report's table; columns without measurements are left out."""
     shares = [heading for label in _SCORES.values() for heading in (label, "delta to the teacher")]
     scored = [*shares, "rerendered"] if report.results[0].scores else []
     measured = ["latency (ms)", *scored, "PSNR", "SSIM", "Frechet", "precision", "recall", "diversity"]
@@ -119,7 +128,7 @@ def evaluation_columns(report: EvaluationReport) -> list[str]:
 
 
 def evaluation_rows(report: EvaluationReport) -> list[list[str]]:
-    """Return a table row for each setup."""
+    """Return the cells of the report's table: one row for each setup, in the order of `evaluation_columns`."""
     return [_result_row(result, result is report.results[0]) for result in report.results]
 
 
@@ -151,7 +160,7 @@ def _format_delta(delta: ScoreDelta, unit: str = "") -> str:
 
 
 def _external_metrics(result: EvaluationResult) -> dict[str, str]:
-    """Return the CLIP score and the FID where their encoders were given, by column heading."""
+    """Return the formatted CLIP score and FID by column heading; a metric that was not measured has no entry."""
     return {
         name: f"{value:{form}}"
         for name, value, form in (("CLIP", result.clip, ".1f"), ("FID", result.fid, ".2f"))

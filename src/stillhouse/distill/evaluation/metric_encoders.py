@@ -1,4 +1,4 @@
-"""Optional encoders whose weights do not ship with the package: CLIP for the CLIP score, Inception for FID."""
+"""Encoders for CLIP score (CLIP) and FID (Inception), whose weights the user supplies."""
 
 import json
 import warnings
@@ -19,16 +19,18 @@ from stillhouse.pipelines.tokenizers import open_tokenizer
 
 _BATCH = 32
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""Mean and standard deviation of CLIP's training pictures, used where a model has no preprocessor_config.json."""
+"""Mean and standard deviation of the RGB values of CLIP's training pictures, from 0 to 1.
+
+They are used where a CLIP model has no preprocessor_config.json."""
 
 
 @dataclass(frozen=True, slots=True)
 class MetricEncoders:
-    """Encoders whose weights the user supplies; None: not supplied.
+    """Encoders for CLIP score and FID; None where the user does not supply the weights.
 
     Args:
-        clip: maps pictures and their prompts to CLIP scores, float64 [pictures].
-        inception: maps pictures to Inception features, whose Frechet distance is the FID.
+        clip: maps pictures and one prompt for each of them to CLIP scores, float64 [pictures], from 0 to 100.
+        inception: maps pictures to Inception features, float64 [pictures, features]; their Frechet distance is the FID.
     """
 
     clip: Callable[[Sequence[Picture], Sequence[str]], NDArray[np.float64]] | None = None
@@ -36,26 +38,30 @@ class MetricEncoders:
 
 
 def open_clip(directory: Path) -> Callable[[Sequence[Picture], Sequence[str]], NDArray[np.float64]]:
-    """Open a CLIP model for the CLIP score: 100 max(0, cos), Hessel et al. (arXiv 2104.08718), equation 1 with w = 100.
+    """Open a CLIP model and return a function that computes CLIP scores.
+
+    The score is 100 * max(0, cosine of image and text embedding): Hessel et al. (arXiv 2104.08718), equation 1, w = 100.
 
     Args:
-        directory: directory of a CLIP model as transformers saves it, with tokenizer.json and
-            preprocessor_config.json.
+        directory: directory of a CLIP model as transformers saves it, with tokenizer.json and, unless the model has
+            CLIP's usual mean and standard deviation, preprocessor_config.json.
 
     Returns:
         a function that maps pictures and one prompt for each of them to scores, float64 [pictures], from 0 to 100.
 
     Raises:
-        InvalidRequest: the directory has no CLIP model.
+        InvalidRequest: the directory has no CLIP model, or the model cannot be opened.
         RuntimeMissing: torch or transformers is not installed.
     """
     torch, transformers = require("torch"), require("transformers")
     if not (directory / "config.json").is_file():
-        raise InvalidRequest(f"there is no CLIP model in {directory}", allowed="a directory with config.json")
+        raise InvalidRequest(
+            f"there is no CLIP model in {directory}", allowed="a directory that CLIPModel.save_pretrained wrote"
+        )
     try:
         model = transformers.CLIPModel.from_pretrained(directory, local_files_only=True).eval()
     except Exception as error:
-        problem = f"{directory} cannot be opened as CLIP: {str(error).splitlines()[0]}"
+        problem = f"{directory} cannot be opened as a CLIP model: {str(error).splitlines()[0]}"
         raise InvalidRequest(problem, allowed="a directory that CLIPModel.save_pretrained wrote") from error
     tokenizer = open_tokenizer(directory)
     preprocess = _ClipPreprocessor.from_directory(directory, model.config.vision_config.image_size)
@@ -68,7 +74,8 @@ def open_clip(directory: Path) -> Callable[[Sequence[Picture], Sequence[str]], N
             pixels = torch.from_numpy(np.stack([preprocess(picture) for picture in pictures[part]]))
             with torch.inference_mode():
                 output = model(input_ids=ids, pixel_values=pixels)
-            cosines = (output.image_embeds * output.text_embeds).sum(-1)  # CLIP returns normalised embeddings
+            # The dot product is the cosine, because CLIP returns normalised embeddings.
+            cosines = (output.image_embeds * output.text_embeds).sum(-1)
             scores.append(100 * cosines.clamp(min=0).double().numpy())
         return np.concatenate(scores)
 
@@ -76,17 +83,17 @@ def open_clip(directory: Path) -> Callable[[Sequence[Picture], Sequence[str]], N
 
 
 def open_inception(file: Path) -> Callable[[Sequence[Picture]], Features]:
-    """Open an Inception network in TorchScript, in the form that StyleGAN's authors publish for FID.
+    """Open an Inception network in TorchScript, as StyleGAN's authors publish it, and return a function for features.
 
     Args:
-        file: TorchScript file. Its network takes uint8 [B, 3, H, W] and `return_features=True`, resizes the inputs
-            itself, and returns float [B, features].
+        file: TorchScript file of a network that takes uint8 [B, 3, H, W] and `return_features=True`, resizes these
+            pictures, and returns float [B, features].
 
     Returns:
         a function that maps pictures to features, float64 [pictures, features].
 
     Raises:
-        InvalidRequest: the file does not exist, or its network is not such an Inception network.
+        InvalidRequest: the file does not exist, or its network does not take these inputs or return this shape.
         RuntimeMissing: torch is not installed.
     """
     torch = require("torch")
@@ -94,17 +101,19 @@ def open_inception(file: Path) -> Callable[[Sequence[Picture]], Features]:
         raise InvalidRequest(f"there is no file {file}", allowed="an Inception network in TorchScript")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # torch deprecates TorchScript
+            # torch warns that TorchScript is deprecated, but the user of a published file cannot change its format.
+            warnings.simplefilter("ignore", DeprecationWarning)
             network = torch.jit.load(str(file), map_location="cpu").eval()
         with torch.inference_mode():
             shape = tuple(network(torch.zeros(2, 3, 64, 64, dtype=torch.uint8), return_features=True).shape)
     except Exception as error:
         problem = f"{file} is not an Inception network: {str(error).strip().splitlines()[-1]}"
         raise InvalidRequest(
-            problem, allowed="TorchScript with the inputs uint8 [B, 3, H, W] and return_features"
+            problem, allowed="a TorchScript network with the inputs uint8 [B, 3, H, W] and return_features"
         ) from error
     if len(shape) != 2 or shape[0] != 2:
-        raise InvalidRequest(f"{file} returns the shape {list(shape)} for two pictures", allowed="[2, features]")
+        problem = f"{file} is not an Inception network for FID: it returns the shape {list(shape)} for two pictures"
+        raise InvalidRequest(problem, allowed="a network that returns the shape [2, features]")
 
     def features(pictures: Sequence[Picture]) -> Features:
         outputs = []
@@ -120,7 +129,14 @@ def open_inception(file: Path) -> Callable[[Sequence[Picture]], Features]:
 
 @dataclass(frozen=True, slots=True)
 class _ClipPreprocessor:
-    """Preprocess pictures for CLIP: resize the shorter side to `size`, crop the centre, and normalise the values."""
+    """Converter of pictures to inputs of CLIP, float32 [3, size, size].
+
+    The shorter side is resized to `size`, the centre is cropped, and the values are normalised.
+
+    Args:
+        size: height and width of the inputs in pixels.
+        mean, std: mean and standard deviation of the RGB values for the normalisation, from 0 to 1.
+    """
 
     size: int
     mean: tuple[float, ...]

@@ -1,1 +1,1 @@
-"""HTML page of an evaluation."""
+"""HTML page that compares distilled models (students) with their teacher."""

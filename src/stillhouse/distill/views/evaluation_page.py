@@ -1,4 +1,4 @@
-"""Evaluation report as a self-contained HTML page."""
+"""Render the report that compares students with their teacher as a self-contained HTML page."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -22,12 +22,12 @@ TEMPLATES = Path(__file__).parent
 def render_evaluation_page(
     report: EvaluationReport, prompts: Sequence[str], pictures: Mapping[str, Sequence[Picture]]
 ) -> str:
-    """Render the HTML page of a report.
+    """Render a report as a self-contained HTML page with table, plots and pictures, and return the HTML text.
 
     Args:
         report: the measurements.
-        prompts: prompts of the pictures.
-        pictures: pictures by name of the setup, one for each prompt.
+        prompts: prompts of the shown pictures.
+        pictures: by name of the setup (pipeline with steps, sampler and guidance), one picture for each prompt.
 
     Raises:
         RuntimeMissing: jinja2 is not installed.

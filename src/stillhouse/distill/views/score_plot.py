@@ -1,4 +1,4 @@
-"""Layout of the plots of quality against cost, in SVG coordinates."""
+"""Compute the SVG coordinates of plots that show picture quality against cost (denoiser rows, latency)."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,22 +9,24 @@ from stillhouse.distill.evaluation.evaluation_report import EvaluationReport
 
 WIDTH, HEIGHT = 560, 340
 LEFT, RIGHT, TOP, BOTTOM = 56, 548, 26, 288
-"""Width and height of the SVG, and the edges of its plot area."""
+"""x coordinates of the left and right edge, and y coordinates of the top and bottom edge, of the plot area in the SVG.
+
+`WIDTH` and `HEIGHT` are the size of the whole SVG."""
 _X_TICKS = tuple(base * 10.0**power for power in range(-4, 5) for base in (1, 2, 5))
 _Y_STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20)
 
 AxisTick = tuple[float, str]
-"""Coordinate and label of a tick."""
+"""SVG coordinate and label of a tick on an axis."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreMark:
-    """A setup in the plot.
+    """Point and error bar in a plot for one setup (pipeline with steps, sampler and guidance).
 
     Args:
-        x, y: coordinates.
-        low, high: y coordinates of the ends of the 95 % interval.
-        kind: teacher, student or baseline.
+        x, y: SVG coordinates of the point: cost and quality.
+        low, high: SVG y coordinates of the lower and upper end of the quality's 95 % interval.
+        kind: "teacher", "student" or "baseline" (the teacher at few steps).
         name: name of the setup.
         tooltip: text with the setup's measurements.
     """
@@ -40,13 +42,13 @@ class ScoreMark:
 
 @dataclass(frozen=True, slots=True)
 class ScorePlot:
-    """A plot of quality against cost.
+    """A plot of picture quality (y axis) against cost (x axis), in SVG coordinates.
 
     Args:
         x_title, y_title: titles of the axes.
         x_ticks, y_ticks: ticks of the axes.
-        marks: one for each setup.
-        student_line: points of an SVG polyline through teacher and students.
+        marks: one point for each setup (pipeline with steps, sampler and guidance).
+        student_line: points of an SVG polyline through teacher and students: "x,y x,y ...".
     """
 
     x_title: str
@@ -58,9 +60,10 @@ class ScorePlot:
 
 
 def score_plots(report: EvaluationReport) -> tuple[ScorePlot, ...]:
-    """Return two plots: quality against denoiser rows, and quality against latency.
+    """Return two plots of picture quality: against the denoiser rows of a picture, and against its latency.
 
-    Quality is the strict score, or the PSNR where the report has no scores.
+    Quality is the strict score (share of pictures that show the caption exactly), or where the report has no scores,
+    the PSNR to the teacher's pictures.
     """
     return (
         _score_plot(report, "denoiser rows of a picture", lambda result: float(result.denoiser_rows)),
@@ -96,7 +99,10 @@ def _score_plot(report: EvaluationReport, title: str, cost: Callable[[Evaluation
 
 
 def _quality(result: EvaluationResult, scored: bool) -> tuple[float, float, float]:
-    """Return the quality of a result and the low and high end of its interval."""
+    """Return the quality of a setup, and the low and high end of its 95 % interval.
+
+    Quality is the strict score, 0 to 1, if `scored`, else the PSNR in dB, which has no interval.
+    """
     if not scored:
         return result.psnr, result.psnr, result.psnr
     share = result.scores["strict"]
@@ -108,7 +114,11 @@ def _format_quality(value: float, scored: bool) -> str:
 
 
 def _x_axis(values: Sequence[float]) -> tuple[Callable[[float], float], tuple[AxisTick, ...]]:
-    """Return the logarithmic scale of the x axis and its ticks."""
+    """Return a function that maps costs to x coordinates on a logarithmic axis, and the ticks of this axis.
+
+    Args:
+        values: costs of all setups, above 0; the axis has a margin on both sides of them.
+    """
     low, high = math.log(min(values)), math.log(max(values))
     margin = max(0.08 * (high - low), 0.2)
     low, high = low - margin, high + margin
@@ -125,7 +135,12 @@ def _x_axis(values: Sequence[float]) -> tuple[Callable[[float], float], tuple[Ax
 
 
 def _y_axis(values: Sequence[float], scored: bool) -> tuple[Callable[[float], float], tuple[AxisTick, ...]]:
-    """Return the linear scale of the y axis and its ticks."""
+    """Return a function that maps qualities to y coordinates on a linear axis, and the ticks of this axis.
+
+    Args:
+        values: qualities of all setups with the ends of their intervals; the axis contains them all.
+        scored: True: qualities are shares, labelled in per cent; False: decibels.
+    """
     low, high = min(values), max(values)
     step = next((step for step in _Y_STEPS if (high - low) / step <= 6), _Y_STEPS[-1])
     low, high = step * math.floor(low / step), step * max(math.ceil(high / step), math.floor(low / step) + 1)
