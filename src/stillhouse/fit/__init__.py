@@ -1,1 +1,1 @@
-"""Training loop in torch, shared by the embedded model and by distilled students; resumes bit-exactly."""
+"""Training loop in torch for the embedded model and for distilled students; an interrupted training resumes exactly."""

@@ -1,4 +1,4 @@
-"""Atomic writing of checkpoint files."""
+"""Write files so that an interruption leaves the old file or the complete new file, never a part."""
 
 import os
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from stillhouse.errors import FitFailed
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under a temporary name, then rename it; an interrupted write leaves the old file unchanged.
+    """Write a file under a temporary name, then rename it, so that an interruption leaves the old file unchanged.
 
     Args:
         path: file to create or replace; its directory must exist.
@@ -19,10 +19,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     for stale in path.parent.glob(f"{path.name}.*.partial"):
-        stale.unlink(missing_ok=True)  # a killed process leaves its temporary file, as large as a checkpoint
+        # A killed process leaves its temporary file, which is as large as a checkpoint and would fill the disk.
+        stale.unlink(missing_ok=True)
     try:
         write(partial)
         partial.replace(path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+    # RuntimeError is caught as well, because torch.save raises it when the disk is full.
+    except (OSError, RuntimeError) as error:
         partial.unlink(missing_ok=True)
         raise FitFailed(f"{path} cannot be written: {error}", fix="make room, then run the command again") from error

@@ -1,4 +1,4 @@
-"""The training loop, which runs one stage with checkpoints, evaluation and logs."""
+"""The training loop: trains one network with checkpoints, evaluations and logs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,21 +18,25 @@ def fit(
     deadline: float | None = None,
     save_every: float = 120.0,
 ) -> FitResult:
-    """Train a stage to its last update or until the deadline, resuming from its checkpoint.
+    """Train a stage (network, loss and evaluation) until its last update or the deadline, resuming from its checkpoint.
 
-    A killed run loses at most the last `save_every` seconds. On return the stage's network holds the EMA weights, or
-    the weights of the best evaluation where the recipe has a patience.
+    A killed run loses at most the last `save_every` seconds. On return the stage's network contains the EMA weights,
+    or the weights of the best evaluation where the recipe allows to stop early (`patience`).
 
     Args:
-        stage: stage to train.
+        stage: network, loss and evaluation.
         folder: folder of checkpoints, the CSV log and TensorBoard events, created where it does not exist.
-        report: receives an `UpdateLog` every `report_every` updates and after each evaluation, in the main process.
+        report: receives the progress every `report_every` updates and after each evaluation, in the main process only.
         deadline: time of `time.monotonic` in seconds after which no update starts; None: no limit.
         save_every: seconds between two checkpoints.
 
+    Returns:
+        number of updates, duration, scores, and whether the training is complete.
+
     Raises:
         FitFailed: the loss or its gradient is not finite, a checkpoint cannot be written, or the existing checkpoint
-            has another fingerprint or more updates than the recipe. The last checkpoint stays unchanged.
+            was trained with other data or settings (fingerprint) or with more updates than the recipe has. The last
+            checkpoint stays unchanged.
     """
     folder.mkdir(parents=True, exist_ok=True)
     processes = current_process_group()

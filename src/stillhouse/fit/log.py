@@ -1,4 +1,4 @@
-"""Training logs: a CSV file for each stage, and TensorBoard events where TensorBoard is installed."""
+"""Write training logs: a CSV file for each trained network, and TensorBoard events where TensorBoard is installed."""
 
 import csv
 from importlib.util import find_spec
@@ -10,12 +10,14 @@ from stillhouse.fit.stage import UpdateLog
 
 
 class TrainingLog:
-    """Append to `STAGE.csv` and to `tensorboard/STAGE`; a resumed run continues both.
+    """Log of one training in `STAGE.csv` and `tensorboard/STAGE`, which a resumed run continues.
+
+    A context manager, which closes the TensorBoard file.
 
     Args:
-        folder: folder of both files.
-        stage: name of the stage.
-        writes: False in all processes except the main process.
+        folder: folder of the CSV file and of the folder `tensorboard`.
+        stage: name of the training, STAGE in the names of the files.
+        writes: whether anything is written; False in all processes except the main process.
     """
 
     def __init__(self, folder: Path, stage: str, writes: bool = True) -> None:
@@ -27,7 +29,7 @@ class TrainingLog:
             self._events = SummaryWriter(str(folder / "tensorboard" / stage))
 
     def write(self, update_log: UpdateLog) -> None:
-        """Append one CSV row, and one event for the loss and for each score."""
+        """Append a row to the CSV file, and to TensorBoard an event for the loss and one for each score."""
         if not self._writes:
             return
         is_new = not self._path.exists()

@@ -1,7 +1,7 @@
-"""Data-parallel training over several processes, as torchrun or `accelerate launch` starts them.
+"""Data-parallel training in several processes, which torchrun or `accelerate launch` has started.
 
 Each process draws batches of its own. The training loop averages the gradients itself instead of wrapping the network
-in DistributedDataParallel, so a stage can call its network in any order and any number of times.
+in torch's DistributedDataParallel. A loss may therefore call the network in any order and any number of times.
 """
 
 import os
@@ -14,10 +14,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class ProcessGroup:
-    """Rank of this process, and number of processes that train together.
+    """The processes that train one network together, as seen from one of them.
 
     Args:
-        rank: number of this process, from 0.
+        rank: index of this process, from 0 to `count` - 1.
         count: number of processes.
     """
 
@@ -26,11 +26,11 @@ class ProcessGroup:
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this process writes files and reports progress: rank 0."""
+        """Whether this process has rank 0; only this process writes files and reports progress."""
         return self.rank == 0
 
     def all_reduce_mean(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor in place by its mean over all processes."""
+        """Replace each tensor in place by its mean over all processes; block until every process has called this."""
         if self.count == 1 or not tensors:
             return
         flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
@@ -42,7 +42,7 @@ class ProcessGroup:
             offset += tensor.numel()
 
     def broadcast_flag(self, value: bool) -> bool:
-        """Return the main process's value in every process."""
+        """Return in every process the value that the main process passes; block until every process has called this."""
         if self.count == 1:
             return value
         flag = torch.tensor([float(value and self.is_main_process)], device=_device())
@@ -51,7 +51,10 @@ class ProcessGroup:
 
 
 def current_process_group() -> ProcessGroup:
-    """Join the group that a launcher started this process in, and return it; without a launcher, a group of one."""
+    """Join the training processes that a launcher such as torchrun has started, and return their group.
+
+    Without a launcher, return a group of this process alone.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ProcessGroup()
     from accelerate import PartialState  # type: ignore[import-untyped]

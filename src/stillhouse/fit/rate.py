@@ -1,10 +1,14 @@
-"""Learning rate schedule of a stage."""
+"""Learning rate schedule of a training: linear warm-up, constant rate, linear decay to zero."""
 
 from stillhouse.fit.recipe import StageRecipe
 
 
 def learning_rate(recipe: StageRecipe, update: int) -> float:
-    """Return the learning rate of an update, counted from 0: linear warm-up, plateau, linear decay to zero.
+    """Return the learning rate of an update: linear warm-up, constant rate, linear decay to zero.
+
+    Args:
+        recipe: learning rate of the constant part, and lengths of the parts.
+        update: number of the update, from 0.
 
     >>> recipe = StageRecipe(updates=100, batch_size=1, learning_rate=1.0, warmup_updates=10, decay_fraction=0.5)
     >>> [round(learning_rate(recipe, update), 2) for update in (0, 9, 30, 75, 99)]
@@ -17,5 +21,5 @@ def learning_rate(recipe: StageRecipe, update: int) -> float:
 
 
 def decay_start(recipe: StageRecipe) -> int:
-    """Return the update at which the learning rate starts to decay."""
+    """Return the number of the update, from 0, at which the learning rate starts to decay."""
     return round(recipe.updates * (1 - recipe.decay_fraction))

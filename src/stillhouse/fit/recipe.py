@@ -1,4 +1,4 @@
-"""Hyper-parameters of one training stage."""
+"""Hyper-parameters for the training of one network."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,25 +10,26 @@ Precision = Literal["f32", "bf16"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageRecipe:
-    """Number of updates, batch size, learning rate schedule and evaluation of one stage.
+    """Hyper-parameters for the training of one network: updates, batch size, learning rate schedule and evaluation.
 
     The learning rate warms up, stays constant, and decays linearly to zero over the last `decay_fraction` of the
     updates. A later run with more updates resumes from the checkpoint that was saved before the decay.
 
     Args:
         updates: number of optimizer steps.
-        batch_size: examples of each batch, in each process.
-        learning_rate: of the plateau.
-        warmup_updates: updates until the plateau.
-        decay_fraction: share of the updates over which the rate decays, 0 to 1.
-        weight_decay: of AdamW.
-        ema_decay: decay of the exponential moving average of the weights, below 1; 0: the average is the weights.
-        accumulation_steps: batches for each update.
-        precision: bf16 runs torch.autocast in bfloat16; weights stay float32. On CPUs without bf16 matrix units it is
-            slower than f32.
-        patience: evaluations in a row without a better score after which the stage ends with the weights of the best
-            one; 0: never.
-        report_every, eval_every: updates between two reports, and between two evaluations.
+        batch_size: number of examples in each batch of each process.
+        learning_rate: learning rate between warm-up and decay.
+        warmup_updates: number of updates over which the learning rate rises linearly to its constant value.
+        decay_fraction: share of the updates over which the learning rate decays, 0 to 1.
+        weight_decay: weight decay of the optimizer AdamW.
+        ema_decay: decay of the exponential moving average of the weights, below 1; 0: the average equals the weights.
+        accumulation_steps: number of batches whose gradients are averaged for one update.
+        precision: bf16 computes in bfloat16 by torch.autocast, with weights in float32; on CPUs without bf16 matrix
+            units bf16 is slower than f32.
+        patience: number of consecutive evaluations without a better score after which the training stops early. The
+            result then has the weights of the best evaluation. 0: never stop early.
+        report_every: number of updates between two progress reports.
+        eval_every: number of updates between two evaluations.
 
     Raises:
         InvalidRequest: a number is outside its range.

@@ -1,4 +1,4 @@
-"""The protocol of a training stage, its progress report and its result."""
+"""What the training loop trains (network, loss and evaluation), its progress reports and its result."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,41 +11,43 @@ from stillhouse.fit.recipe import StageRecipe
 
 
 class Stage(Protocol):
-    """A network, its loss and its evaluation, which `fit` calls.
+    """A network with its loss and its evaluation, which the training loop `fit` trains.
 
-    The batch number alone decides the batch of `loss`, so that a resumed run has the batches of an uninterrupted run.
+    The batch number alone decides the examples of a batch, so that a resumed run trains on the batches of an
+    uninterrupted run.
     """
 
     @property
     def name(self) -> str:
-        """File name stem of the checkpoints and logs."""
+        """Stem of the names of checkpoints and logs."""
 
     @property
     def fingerprint(self) -> str:
-        """Hash of everything besides the recipe that decides the result; a checkpoint with another hash is refused."""
+        """Hash of data and settings besides the recipe; a checkpoint that was saved with another hash is refused."""
 
     @property
     def recipe(self) -> StageRecipe:
-        """Hyper-parameters of the stage."""
+        """Hyper-parameters of the training."""
 
     @property
     def network(self) -> nn.Module:
-        """The trained module; parameters that do not require gradients stay unchanged."""
+        """The module that is trained; parameters that do not require gradients stay unchanged."""
 
     def loss(self, number: int) -> torch.Tensor:
         """Return the loss of batch `number`, a scalar with gradients."""
 
     def evaluate(self) -> Mapping[str, float]:
-        """Return scores of the network by name; the weights with the highest first score are the best."""
+        """Return scores of the network by name; the weights with the highest first score count as the best."""
 
 
 @dataclass(frozen=True, slots=True)
 class UpdateLog:
-    """Progress of a stage.
+    """Progress in the training of one network.
 
     Args:
-        stage: name of the stage.
-        update, updates: number of the current update, from 1, and planned number of updates.
+        stage: name of the training, such as "9-steps" or "decoder".
+        update: number of updates done.
+        updates: planned number of updates.
         loss: exponential moving average of the loss.
         scores: scores of the evaluation after this update; empty if there was no evaluation.
     """
@@ -62,11 +64,11 @@ class FitResult:
     """Result of `fit`.
 
     Args:
-        is_done: whether the stage ended by its recipe; False: the deadline passed first.
-        updates: number of updates in all runs.
-        seconds: training time in all runs.
-        scores: scores of the last evaluation.
-        recipe: hyper-parameters of the last updates.
+        is_done: whether the training is complete; False: the deadline passed first.
+        updates: number of updates, earlier runs included.
+        seconds: training time in seconds, earlier runs included.
+        scores: scores of the last evaluation, by name.
+        recipe: hyper-parameters with which the network was trained; None: not known.
     """
 
     is_done: bool

@@ -1,4 +1,4 @@
-"""State of a stage in training: weights, their moving average, the optimizer, and checkpoints."""
+"""State of a network in training: weights, their moving average (EMA), the optimizer, and checkpoints."""
 
 import shutil
 from collections.abc import Mapping
@@ -21,26 +21,29 @@ from stillhouse.fit.stage import Stage
 _MAX_GRAD_NORM = 1.0
 _CHECKPOINT = "checkpoint"
 BEFORE_DECAY = "before_decay"
-"""Kind of the checkpoint from which a run with more updates resumes."""
+"""Part of the name of the checkpoint that is saved before the learning rate decays.
+
+A later run with more updates resumes from this checkpoint."""
 
 
 class Trainer:
-    """Update, evaluate and save a stage, starting from its checkpoint if `folder` has one.
+    """State of a stage (network, loss and evaluation) in training, restored from its checkpoint if `folder` has one.
 
     Args:
-        stage: stage to train.
-        folder: folder of the stage's checkpoints.
-        processes: group of the processes that train the stage together.
+        stage: network, loss and evaluation.
+        folder: folder of the checkpoints.
+        processes: the processes that train the network together.
 
     Attributes:
-        update: number of updates done.
-        seconds: training time of this run and of the runs before the checkpoint.
-        scores: scores of the last evaluation.
-        resumed_in_decay: whether the checkpoint was saved while the learning rate decayed.
-        recipe: hyper-parameters of the last updates.
+        update: number of updates done, earlier runs included.
+        seconds: training time in seconds, earlier runs included.
+        scores: scores of the last evaluation, by name.
+        resumed_in_decay: whether the restored checkpoint was saved while the learning rate decayed.
+        recipe: hyper-parameters with which the network was trained.
 
     Raises:
-        FitFailed: the checkpoint has more updates than the recipe, or another fingerprint.
+        FitFailed: the checkpoint has more updates than the recipe, was trained with other data or settings
+            (fingerprint), or the checkpoint from before the decay is missing.
     """
 
     def __init__(self, stage: Stage, folder: Path, processes: ProcessGroup) -> None:
@@ -59,13 +62,17 @@ class Trainer:
 
     @property
     def is_done(self) -> bool:
-        """Whether all updates are done, or `patience` evaluations in a row brought no better score."""
+        """Whether all updates are done, or the last `patience` evaluations brought no better score."""
         recipe = self.stage.recipe
         is_stalled = bool(recipe.patience and self._best and self._best["misses"] >= recipe.patience)
         return is_stalled or self.update == recipe.updates
 
     def step(self) -> float:
-        """Make one update and return its loss, averaged over all processes."""
+        """Make one optimizer step on the network in place and return the loss, averaged over all processes.
+
+        Raises:
+            FitFailed: the loss or the gradient is not finite; the weights stay unchanged.
+        """
         started, recipe = monotonic(), self.stage.recipe
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(recipe, self.update)
@@ -81,8 +88,8 @@ class Trainer:
         self.processes.all_reduce_mean([parameter.grad for parameter in self._parameters if parameter.grad is not None])
         self._check_finite("gradient", nn.utils.clip_grad_norm_(self._parameters, _MAX_GRAD_NORM))
         self._optimizer.step()
-        # The decay starts small, because the initial weights would otherwise dominate the average for thousands of
-        # updates.
+        # The decay of the average is small at first, because otherwise the untrained weights would dominate the average
+        # for thousands of updates.
         ema_decay = min(recipe.ema_decay, (1 + self.update) / (10 + self.update))
         with torch.no_grad():
             torch._foreach_lerp_(self._ema, [parameter.detach() for parameter in self._parameters], 1 - ema_decay)
@@ -91,7 +98,10 @@ class Trainer:
         return total.item()
 
     def evaluate(self) -> Mapping[str, float]:
-        """Return the stage's scores of the EMA weights; the trained weights stay unchanged."""
+        """Evaluate the network with the EMA weights and return the scores by name.
+
+        The trained weights are restored afterwards.
+        """
         trained = [parameter.detach().clone() for parameter in self._parameters]
         self._copy_weights(self._ema)
         self.stage.network.eval()
@@ -104,14 +114,19 @@ class Trainer:
         return self.scores
 
     def load_ema_weights(self) -> None:
-        """Copy the EMA weights into the network, or the best evaluation's weights if the recipe has a patience."""
+        """Copy the EMA weights into the network in place.
+
+        Where the recipe allows to stop early (`patience`), copy the EMA weights of the best evaluation instead.
+        """
         self._copy_weights(self._best["ema"] if self._best else self._ema)
 
     def save(self, kind: str = _CHECKPOINT) -> None:
-        """Write a checkpoint (weights, EMA, optimizer, number of updates) from which training resumes bit-exactly.
+        """Write a checkpoint from which training resumes bit-exactly: weights, EMA, optimizer and number of updates.
+
+        Only the main process writes.
 
         Args:
-            kind: part of the file name.
+            kind: part of the file name, NAME.KIND.pt.
 
         Raises:
             FitFailed: the file cannot be written.
@@ -130,14 +145,20 @@ class Trainer:
             "optimizer": self._optimizer.state_dict(),
             "best": self._best,
         }
-        # A run with another number of updates overwrites the checkpoint, so the earlier run's weights are copied first.
+        # This run has another number of updates than the run that wrote the checkpoint. The old checkpoint is copied
+        # before it is overwritten, because it contains the result of that run.
         if self._archive_path is not None and kind == _CHECKPOINT:
             write_atomically(self._archive_path, partial(shutil.copyfile, self._path(_CHECKPOINT)))
             self._archive_path = None
         write_atomically(self._path(kind), lambda path: torch.save(state, path))
 
     def _check_finite(self, what: str, value: Tensor) -> None:
-        """Raise FitFailed if a value is not finite, because it would spread to every weight and the next checkpoint."""
+        """Raise FitFailed if a value is NaN or infinite, because an update would spread it to all weights.
+
+        Args:
+            what: name of the value in the message.
+            value: scalar to check.
+        """
         if not torch.isfinite(value):
             raise FitFailed(
                 f"{self.stage.name}: the {what} of update {self.update} is {value.item()}",
@@ -163,12 +184,16 @@ class Trainer:
             self._archive_path = self._path(f"{_CHECKPOINT}-of-{state['planned']}")
             state = self._load(f"{_CHECKPOINT}-of-{planned}") or self._load(BEFORE_DECAY)
             if state is None:
-                raise FitFailed(f"{self._path(BEFORE_DECAY)} is missing: there is no checkpoint from before the decay")
+                raise FitFailed(
+                    f"{self._path(BEFORE_DECAY)} is missing, so the number of updates cannot be changed once the "
+                    "learning rate has begun to decay",
+                    fix="plan the former number of updates, or use another work directory",
+                )
         if state is None:
             return
         if state["update"] > planned:
-            problem = f"{self.stage.name} has done {state['update']} updates, {planned} are planned"
-            raise FitFailed(problem, fix="plan more updates")
+            problem = f"training of {self.stage.name} has done {state['update']} updates, {planned} are planned"
+            raise FitFailed(problem, fix=f"plan {state['update']} updates or more, or use another work directory")
         self.stage.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._ema = [ema.to(parameter) for ema, parameter in zip(state["ema"], self._parameters, strict=True)]
@@ -201,7 +226,13 @@ class Trainer:
 
 
 def check_fingerprint(folder: Path, name: str, fingerprint: str) -> None:
-    """Raise FitFailed if the checkpoint of a stage in `folder` has another fingerprint; accept a missing checkpoint."""
+    """Raise FitFailed if a checkpoint was trained with other data or settings; a missing checkpoint is accepted.
+
+    Args:
+        folder: folder of the checkpoints.
+        name: name of the training, the stem of the checkpoint's name.
+        fingerprint: hash of data and settings that the checkpoint must have.
+    """
     path = _path(folder, name, _CHECKPOINT)
     if path.exists():
         _check_state(path, torch.load(path, weights_only=True, mmap=True), fingerprint)
@@ -211,7 +242,7 @@ def _check_state(path: Path, state: Mapping[str, Any], fingerprint: str) -> None
     if state.get("fingerprint", "") != fingerprint:
         raise FitFailed(
             f"{path} was trained with another teacher, data or settings",
-            fix="use the former ones, or another work directory",
+            fix="use the former teacher, data and settings, or another work directory",
         )
 
 

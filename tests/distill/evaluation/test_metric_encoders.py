@@ -111,7 +111,7 @@ def test_files_without_an_encoder_are_refused(clip: Path, inception: Path, tmp_p
     with pytest.raises(InvalidRequest, match="there is no CLIP model in"):
         open_clip(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip"}))
-    with pytest.raises(InvalidRequest, match="cannot be opened as CLIP"):
+    with pytest.raises(InvalidRequest, match="cannot be opened as a CLIP model"):
         open_clip(tmp_path)
     with pytest.raises(InvalidRequest, match="there is no file"):
         open_inception(tmp_path / "nothing.pt")

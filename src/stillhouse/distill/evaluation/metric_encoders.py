@@ -40,7 +40,7 @@ class MetricEncoders:
 def open_clip(directory: Path) -> Callable[[Sequence[Picture], Sequence[str]], NDArray[np.float64]]:
     """Open a CLIP model and return a function that computes CLIP scores.
 
-    The score is 100 * max(0, cosine of image and text embedding): Hessel et al. (arXiv 2104.08718), equation 1, w = 100.
+    The score is 100 * max(0, cosine of image and text embedding): Hessel et al. (arXiv 2104.08718), equation 1, w 100.
 
     Args:
         directory: directory of a CLIP model as transformers saves it, with tokenizer.json and, unless the model has
