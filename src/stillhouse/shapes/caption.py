@@ -1,7 +1,7 @@
-"""Captions of scenes: their structure, their text, and the split into training and held-out captions.
+"""Captions of scenes (pictures of one or two geometric figures), split into training and held-out captions.
 
 Grammar: `a [size] [colour] <shape> [<relation> a [size] [colour] <shape>] [on a <colour> background]`.
-Parts in brackets are optional. A picture may show anything that the caption leaves out.
+Parts in square brackets are optional. Where a caption leaves out a property, the picture may have any value of it.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _HELD_OUT_SHARE = 10
 
 @dataclass(frozen=True, slots=True)
 class Phrase:
-    """Description of one figure in a caption; an attribute that the caption does not mention is None."""
+    """Words of a caption on one figure; colour or size is None where the caption does not mention it."""
 
     shape: str
     colour: str | None = None
@@ -29,7 +29,13 @@ class Phrase:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """A caption in structured form; `str` gives its text. Two phrases always have a relation."""
+    """A caption in structured form; `str` returns its text.
+
+    Args:
+        phrases: words on each figure, for one or two figures.
+        relation: position of the first figure relative to the second, such as "left of"; None for one figure.
+        background: colour of the background; None where the caption does not mention it.
+    """
 
     phrases: tuple[Phrase, ...]
     relation: str | None = None
@@ -41,13 +47,16 @@ class Description:
 
 
 def describe(scene: Scene) -> Description:
-    """Return the caption that mentions every attribute of a scene."""
+    """Return the caption that mentions everything about a scene: shapes, colours, sizes, relation and background."""
     phrases = tuple(Phrase(f.shape, f.colour, f.size) for f in scene.figures)
     return Description(phrases, scene.relation, scene.background)
 
 
 def drop_words(description: Description, rng: np.random.Generator) -> Description:
-    """Return a caption with words dropped at random: each size and the background with 25 %, each colour with 10 %."""
+    """Return a copy of a caption in which words are left out at random.
+
+    Each size and the background is left out with a probability of 25 %, each figure's colour with 10 %.
+    """
 
     def maybe(word: str | None, share: float) -> str | None:
         return word if rng.random() < share else None
@@ -59,18 +68,21 @@ def drop_words(description: Description, rng: np.random.Generator) -> Descriptio
 
 
 def is_held_out(text: str) -> bool:
-    """Return whether a caption is among the tenth of all captions that training never uses (CRC-32 modulo 10)."""
+    """Return whether a caption belongs to the tenth of all captions that training never uses (CRC-32 modulo 10)."""
     return crc32(text.encode()) % _HELD_OUT_SHARE == 0
 
 
 def sample_training_caption(scene: Scene, rng: np.random.Generator) -> Description | None:
-    """Return a caption of the scene that is not held out, or None if eight random captions are all held out."""
+    """Return a random caption of a scene for training, or None if eight random captions are all held out.
+
+    A held-out caption is used for evaluation only.
+    """
     candidates = (drop_words(describe(scene), rng) for _ in range(8))
     return next((caption for caption in candidates if not is_held_out(str(caption))), None)
 
 
 def random_training_caption(rng: np.random.Generator) -> str:
-    """Return a random scene's caption that is not held out."""
+    """Return the text of a random caption of a random scene; captions held out for evaluation are never drawn."""
     while True:
         caption = sample_training_caption(sample_scene(rng), rng)
         if caption is not None:
@@ -78,7 +90,7 @@ def random_training_caption(rng: np.random.Generator) -> str:
 
 
 def sample_held_out(rng: np.random.Generator) -> tuple[Scene, Description]:
-    """Return a random scene and a held-out caption that describes it."""
+    """Return a random scene with a caption that describes it and that training never uses."""
     while True:
         scene = sample_scene(rng)
         caption = drop_words(describe(scene), rng)
@@ -87,6 +99,9 @@ def sample_held_out(rng: np.random.Generator) -> tuple[Scene, Description]:
 
 
 def random_captions(count: int, seed: int) -> list[str]:
-    """Return captions of random scenes, decided by the seed; some of them may be held out."""
+    """Return the texts of `count` captions of random scenes, decided by the seed.
+
+    Each caption mentions everything about its scene. Some captions may be held out from training.
+    """
     rng = np.random.default_rng(seed)
     return [str(describe(sample_scene(rng))) for _ in range(count)]

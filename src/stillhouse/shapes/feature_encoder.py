@@ -1,4 +1,7 @@
-"""Feature encoder for set metrics (Frechet distance, precision, recall), trained on rendered scenes only."""
+"""Encoder of pictures into the feature vectors of Frechet distance, precision and recall.
+
+The network was trained on rendered scenes of geometric figures only.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,26 +24,34 @@ _BATCH = 64
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FeatureEncoder:
-    """Encode pictures into feature vectors.
+    """Function that encodes pictures into feature vectors.
 
     Args:
-        runner: runner of the network, which maps `pictures`, float32 [B, 3, 64, 64] in [-1, 1], to `features`,
+        runner: the opened network, which maps `pictures`, float32 [B, 3, 64, 64] from -1 to 1, to `features`, float32
             [B, features].
-        checksum: SHA-256 of the weights; metrics of different encoders are not comparable.
+        checksum: SHA-256 of the weights; metrics that were measured with other weights are not comparable.
     """
 
     runner: Runner
     checksum: str
 
     def __call__(self, pictures: Sequence[Picture]) -> Features:
-        """Return features, float64 [pictures, features]; pictures of other sizes are first scaled to 64x64."""
+        """Return the features of pictures, float64 [pictures, features].
+
+        The pictures are uint8 [height, width, 3] each. A picture of another size than 64x64 is first scaled to this
+        size.
+        """
         batches = [pictures[start : start + _BATCH] for start in range(0, len(pictures), _BATCH)]
         features = [self.runner({"pictures": _to_signal(batch)})["features"] for batch in batches]
         return np.concatenate(features).astype(np.float64)
 
 
 def open_feature_encoder(threads: int | None = None) -> FeatureEncoder:
-    """Open the encoder that ships with the package."""
+    """Open the feature encoder that ships with the package.
+
+    Args:
+        threads: number of CPU threads; None: the inference backend decides.
+    """
     runner = open_runner(GRAPH, "onnxruntime", RunnerOptions(threads=threads))
     return FeatureEncoder(runner, file_sha256(WEIGHTS))
 

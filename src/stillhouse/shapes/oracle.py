@@ -1,9 +1,8 @@
-"""The oracle: recognises the scene that a picture shows, and scores it against a caption.
+"""The oracle: recognises the geometric figures in a picture, and scores the picture against a caption.
 
-The oracle reads pixels only and is deterministic. The background colour is the median colour of the border. Pixels of
-other colours form connected components. Each component's matte is the share of each pixel that the figure covers.
-Centre and radius follow from the matte in closed form. The figure's shape is the shape whose coverage fits the matte
-best.
+The oracle reads pixels only and is deterministic. The background colour is the median colour of the picture's border.
+Connected pixels of other colours form a figure. The figure's matte is the share of each pixel that the figure covers.
+Centre and radius follow from the matte in closed form. The shape is the one whose ideal matte fits best.
 """
 
 import math
@@ -32,9 +31,11 @@ from stillhouse.shapes.scene import (
 ATTRIBUTES = ("count", "background", "shape", "colour", "size", "relation")
 
 _BACKGROUND_TOLERANCE = 60.0
-"""RGB distance above which a pixel is foreground; the two nearest palette colours are 109 apart."""
+"""RGB distance from the background colour above which a pixel belongs to a figure.
+
+The two most similar colours of the palette are 109 apart."""
 _SMALLEST_FIGURE = 40
-"""Minimum number of pixels of a component that counts as a figure.
+"""Smallest number of connected pixels that counts as a figure.
 
 The smallest rendered figure, a cross of radius 7, covers 108 pixels."""
 _STRAY_PIXELS, _MATTE_ERROR, _COLOUR_ERROR, _COLOUR_SPREAD = 4, 0.10, 40.0, 10.0
@@ -44,15 +45,15 @@ _COLOURS = np.array([PALETTE[name] for name in _NAMES], np.float32)
 
 @dataclass(frozen=True, slots=True)
 class DetectedFigure:
-    """A figure recognised in a picture, with its deviations from an ideal figure.
+    """A figure that the oracle recognised in a picture, and how much it deviates from an ideal figure.
 
     Args:
-        shape, colour, size: names of the nearest shape, palette colour and size.
+        shape, colour, size: names of the shape, palette colour and size that fit best, such as "circle".
         x, y, radius: centre and radius in pixels; y points downwards.
-        rgb: median colour of the figure.
-        matte_error: difference between the matte and the shape's coverage, as a share of the figure's area.
+        rgb: median colour of the figure, 0 to 255.
+        matte_error: difference between the pixels' measured and ideal coverage by the figure, divided by its area.
         colour_error: RGB distance between `rgb` and the palette colour.
-        spread: mean absolute deviation of RGB values from `rgb` inside the figure.
+        spread: mean absolute deviation of the figure's RGB values from `rgb`.
     """
 
     shape: str
@@ -69,12 +70,13 @@ class DetectedFigure:
 
 @dataclass(frozen=True, slots=True)
 class SceneReading:
-    """The scene recognised in a picture.
+    """The scene (figures on a background) that the oracle recognised in a picture.
 
     Args:
-        figures: recognised figures, in the order of their components.
-        background, background_rgb: palette name and median colour of the background.
-        background_error: RGB distance between the background and its palette colour.
+        figures: recognised figures, in the order in which `scipy.ndimage.label` finds them.
+        background: name of the palette colour that is nearest to the background's colour.
+        background_rgb: median colour of the background, 0 to 255.
+        background_error: RGB distance between these two colours.
         stray_pixels: number of pixels that are neither background nor part of a figure.
     """
 
@@ -99,15 +101,16 @@ class SceneReading:
 
 @dataclass(frozen=True, slots=True)
 class CaptionScore:
-    """Agreement between a picture and a caption.
+    """Agreement between a picture and a caption, as the oracle scores it.
 
     Args:
         count: 1 where the number of figures is right, else 0.
-        background: 1 where the background is right or not mentioned, else 0.
-        shape, colour, size: share of the caption's phrases whose shape, colour or size is right, 0 to 1.
-        relation: 1 where the relation is right or not mentioned, else 0.
-        clean: see `SceneReading.is_clean`.
-        rerender: PSNR in dB between the picture and an ideal rendering of the recognised scene.
+        background: 1 where the background's colour is right or not mentioned, else 0.
+        shape, colour, size: share of the caption's figures whose shape, colour or size is right or not mentioned, 0 to
+            1; 0 where `count` is 0.
+        relation: 1 where the position of the figures is right or not mentioned, else 0; 0 where `count` is 0.
+        clean: whether the picture has sharp edges, flat palette colours and no stray pixels.
+        rerender: PSNR in dB between the picture and an ideal rendering of the recognised scene, at most 60.
     """
 
     count: float
@@ -121,17 +124,17 @@ class CaptionScore:
 
     @property
     def all_correct(self) -> bool:
-        """Whether the picture shows everything that the caption says, and no other figure."""
+        """Whether the picture shows everything that the caption says, and no additional figure."""
         return all(getattr(self, attribute) == 1.0 for attribute in ATTRIBUTES)
 
     @property
     def strict(self) -> bool:
-        """Whether the picture is both `all_correct` and clean."""
+        """Whether the picture shows what the caption says (`all_correct`), and does so cleanly (`clean`)."""
         return self.all_correct and self.clean
 
 
 def read_scene(picture: Picture) -> SceneReading:
-    """Recognise the scene in a picture, uint8 [64, 64, 3].
+    """Recognise the figures and the background in a picture, uint8 [64, 64, 3].
 
     >>> from stillhouse.shapes.scene import Figure, Scene, render_scene
     >>> read_scene(render_scene(Scene((Figure("cross", "blue", "small", 30, 35, 7.5),), "white"))).figures[0].shape
@@ -153,15 +156,21 @@ def read_scene(picture: Picture) -> SceneReading:
 
 
 def score_picture(picture: Picture, caption: Description) -> CaptionScore:
-    """Score a picture, uint8 [64, 64, 3], against a caption.
+    """Score how well a picture, uint8 [64, 64, 3], shows what a caption says.
 
-    With a wrong number of figures, the scores of the figures' attributes are 0.
+    If the number of figures is wrong, the scores of shape, colour, size and relation are 0.
     """
     return score_reading(read_scene(picture), caption, picture)
 
 
 def score_reading(reading: SceneReading, caption: Description, picture: Picture) -> CaptionScore:
-    """Score a picture whose scene `read_scene` has recognised; see `score_picture`."""
+    """Score how well a picture shows what a caption says, when its scene is already recognised.
+
+    Args:
+        reading: the scene that `read_scene` recognised in the picture.
+        caption: the caption.
+        picture: uint8 [64, 64, 3], from which only the PSNR `rerender` is computed.
+    """
     rerender = _psnr(picture, render_reading(reading))
     background = float(caption.background in (None, reading.background))
     if len(reading.figures) != len(caption.phrases):
@@ -172,7 +181,7 @@ def score_reading(reading: SceneReading, caption: Description, picture: Picture)
 
 
 def render_reading(reading: SceneReading) -> Picture:
-    """Render a recognised scene, uint8 [64, 64, 3], in its measured colours instead of palette colours."""
+    """Render the ideal figures of a recognised scene in the colours that were measured, uint8 [64, 64, 3]."""
     return composite([(coverage(f.shape, f.x, f.y, f.radius), f.rgb) for f in reading.figures], reading.background_rgb)
 
 
@@ -210,7 +219,8 @@ def _read_figure(
     matte = np.clip((pixels - background) @ direction / max(float(direction @ direction), 1e-6), 0, 1)
     near = ndimage.binary_dilation(region, iterations=2)
     matte = np.where(near & ((labels == label) | (labels == 0)), matte, 0).astype(np.float32)
-    if matte.sum() < 1:  # empty where the median colour of the figure equals the background
+    # The matte is empty where the median colour of the figure equals the background. The region then takes its place.
+    if matte.sum() < 1:
         matte = region.astype(np.float32)
     shape, matte_error, x, y, radius = min((_fit_shape(shape, matte) for shape in SHAPES), key=lambda fit: fit[1])
     return DetectedFigure(
@@ -228,7 +238,11 @@ def _read_figure(
 
 
 def _fit_shape(shape: str, matte: PixelMap) -> tuple[str, float, float, float, float]:
-    """Return (shape, error, x, y, radius) of the figure that has this shape and the matte's area and centroid."""
+    """Fit a figure of a given shape to a matte (share of each pixel that the figure covers), by area and centroid.
+
+    Returns:
+        the shape, the error (see `DetectedFigure.matte_error`), x, y and radius in pixels.
+    """
     area = float(matte.sum())
     centres = np.arange(CANVAS, dtype=np.float32) + np.float32(0.5)
     mean_x, mean_y = float(matte.sum(0) @ centres) / area, float(matte.sum(1) @ centres) / area
@@ -241,7 +255,7 @@ def _fit_shape(shape: str, matte: PixelMap) -> tuple[str, float, float, float, f
 
 @cache
 def _moments(shape: str) -> tuple[float, float]:
-    """Return area and centroid height of a shape of radius 1, by quadrature on a fine grid."""
+    """Return the area of a shape of radius 1 and the y coordinate of its centroid, by integration on a fine grid."""
     y, x = np.mgrid[-1.5:1.5:1200j, -1.5:1.5:1200j].astype(np.float32)
     inside = signed_distance(shape, x, y, 1.0) <= 0
     return float(inside.mean()) * 9.0, float(y[inside].mean())
@@ -254,7 +268,7 @@ def _nearest_colour(rgb: NDArray[np.float32]) -> tuple[str, float]:
 
 
 def _psnr(picture: Picture, other: Picture) -> float:
-    """Return the PSNR in dB, at most 60."""
+    """Return the PSNR in dB between two pictures, uint8 of the same shape; at most 60."""
     error = float(((picture.astype(np.float32) - other.astype(np.float32)) ** 2).mean())
     return 10 * math.log10(255**2 / max(error, 0.065025))
 

@@ -1,7 +1,6 @@
-"""Scenes of the embedded model: one or two flat figures on a plain background, 64x64 pixels.
+"""Scenes that the embedded model is trained on: one or two flat figures on a plain background, 64x64 pixels.
 
-A `Scene` decides every pixel of its picture. Captions are in `caption.py`; recognition of scenes in pictures is in
-`oracle.py`.
+A `Scene` decides every pixel of its picture, so that the pictures of a model can be judged exactly.
 """
 
 import math
@@ -17,7 +16,7 @@ from stillhouse.core import Picture
 
 CANVAS = 64
 PixelMap: TypeAlias = NDArray[np.floating[Any]]
-"""One value for each pixel, [height, width]."""
+"""Array with one floating-point value for each pixel, [height, width]."""
 
 PALETTE: Mapping[str, tuple[int, int, int]] = {
     "red": (214, 39, 40),
@@ -42,7 +41,7 @@ _MAJOR_JITTER, _MINOR_JITTER, _SINGLE_JITTER = 1.0, 4.0, 6.0
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One figure: its shape, colour and size, and its centre and radius in pixels; y points downwards."""
+    """One figure: names of its shape, colour and size, and its centre and radius in pixels; y points downwards."""
 
     shape: str
     colour: str
@@ -54,7 +53,13 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One or two figures on a background; `relation` is the first figure's position relative to the second."""
+    """One or two figures on a background of one colour.
+
+    Args:
+        figures: the figures in the order in which they are drawn.
+        background: name of the background's colour.
+        relation: position of the first figure relative to the second, such as "left of"; None for one figure.
+    """
 
     figures: tuple[Figure, ...]
     background: str
@@ -62,22 +67,33 @@ class Scene:
 
 
 def signed_distance(shape: str, x: PixelMap, y: PixelMap, radius: float) -> PixelMap:
-    """Return the signed distance in pixels to the outline of a figure centred at the origin; negative inside.
+    """Return the distance in pixels of points to the outline of a figure at the origin; negative inside the figure.
 
-    The distance is exact for circles, and near the straight edges of the other shapes, as anti-aliasing requires.
+    The distance is exact for circles, and near the straight edges of the other shapes. Anti-aliasing needs no more.
+
+    Args:
+        shape: name of the figure's shape.
+        x, y: coordinates of the points.
+        radius: radius of the figure in pixels.
     """
     return _OUTLINES[shape](x, y, radius)
 
 
 def coverage(shape: str, x: float, y: float, radius: float, canvas: int = CANVAS) -> PixelMap:
-    """Return the share of each pixel that a figure covers, 0 to 1, [canvas, canvas]."""
+    """Return the share of each pixel that a figure covers, 0 to 1, as an array [canvas, canvas].
+
+    Args:
+        shape: name of the figure's shape.
+        x, y, radius: centre and radius of the figure in pixels.
+        canvas: width and height of the picture in pixels.
+    """
     px, py = _pixel_centres(canvas)
     covered: PixelMap = np.clip(0.5 - signed_distance(shape, px - np.float32(x), py - np.float32(y), radius), 0, 1)
     return covered
 
 
 def render_scene(scene: Scene) -> Picture:
-    """Render a scene as an anti-aliased picture, uint8 [64, 64, 3]; the first figure is drawn first.
+    """Render a scene as an anti-aliased picture, uint8 [64, 64, 3].
 
     >>> picture = render_scene(Scene((Figure("circle", "red", "big", 32, 32, 12.5),), "white"))
     >>> picture[32, 32].tolist(), picture[0, 0].tolist()
@@ -91,7 +107,13 @@ def render_scene(scene: Scene) -> Picture:
 def composite(
     layers: list[tuple[PixelMap, tuple[float, float, float]]], background: tuple[float, float, float]
 ) -> Picture:
-    """Composite layers of (coverage, RGB) over a flat background and round to uint8 [64, 64, 3]."""
+    """Draw layers one above the other over a background of one colour, and return the picture, uint8 [64, 64, 3].
+
+    Args:
+        layers: for each layer the share of each pixel that it covers, [64, 64], and its RGB colour, 0 to 255. The first
+            layer is drawn first.
+        background: RGB colour of the background, 0 to 255.
+    """
     picture = np.empty((CANVAS, CANVAS, 3), np.float32)
     picture[:] = background
     for cover, colour in layers:
@@ -101,13 +123,13 @@ def composite(
 
 
 def sample_scene(rng: np.random.Generator, figures: int | None = None) -> Scene:
-    """Return a random scene: one figure with a probability of 40 %, else two that differ in shape, colour or size.
+    """Return a random scene of one or two figures.
 
-    Two figures lie in opposite halves of the canvas, at least four pixels apart.
+    Two figures differ in shape, colour or size. They lie in opposite halves of the picture, at least four pixels apart.
 
     Args:
         rng: source of randomness.
-        figures: number of figures, 1 or 2; None: random.
+        figures: number of figures, 1 or 2; None: 1 with a probability of 40 %, else 2.
     """
     count = figures or (1 if rng.random() < 0.4 else 2)
     background = _choose(rng, tuple(PALETTE))
@@ -125,7 +147,10 @@ def _sample_figure(rng: np.random.Generator, inks: tuple[str, ...], x: float, y:
 
 
 def _figure_centres(rng: np.random.Generator, relation: str | None) -> list[tuple[float, float]]:
-    """Return the centres (x, y) of a scene's figures, first figure first."""
+    """Return random centres (x, y) in pixels of two figures that have a relation, the first figure's centre first.
+
+    Without a relation, return the centre of a single figure.
+    """
 
     def near(centre: float, jitter: float) -> float:
         return float(centre + rng.uniform(-jitter, jitter))
@@ -161,7 +186,7 @@ def _square(x: PixelMap, y: PixelMap, radius: float) -> PixelMap:
 
 
 def _triangle(x: PixelMap, y: PixelMap, radius: float) -> PixelMap:
-    """Return the distance to an upright isosceles triangle, as wide as it is high."""
+    """Return the distance in pixels to an upright isosceles triangle that is as wide as high; negative inside."""
     half = 0.95 * radius
     outline: PixelMap = np.maximum(y - half, (2 * np.abs(x) - (y + half)) / math.sqrt(5))
     return outline

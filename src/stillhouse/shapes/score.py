@@ -1,4 +1,7 @@
-"""Prompt alignment of a pipeline, measured by the oracle's scores of pictures generated from held-out captions."""
+"""Measure how well a pipeline follows captions that training never used.
+
+The oracle (`shapes.oracle`) recognises the figures in the generated pictures and scores them.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,14 +19,14 @@ from stillhouse.shapes.scene import CANVAS, Scene, render_scene
 
 SCORES = ("all_correct", "strict", "clean", *ATTRIBUTES)
 _HELD_OUT_SEED = 1000
-"""Seed of the held-out captions; training uses other seeds."""
+"""Seed from which the captions for evaluation are drawn; training uses other seeds."""
 _BATCH = 8
 _Z95 = 1.959964
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A proportion with its 95 % confidence interval (Wilson 1927)."""
+    """A proportion, 0 to 1, with the ends of its 95 % confidence interval (Wilson 1927)."""
 
     value: float
     low: float
@@ -32,15 +35,17 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class CaptionEvaluation:
-    """The oracle's scores of a pipeline's pictures.
+    """The oracle's scores of pictures that a pipeline generated from captions.
+
+    The oracle recognises figures in pictures and scores a picture against its caption.
 
     Args:
-        captions: number of captions.
-        steps, guidance, sampler: settings of the resolved requests.
-        seconds: seconds for each picture, in batches of 8.
-        scores: share of the generated pictures whose score is 1, by name of the score.
-        ceiling: the same shares for rendered scenes that the autoencoder encoded and decoded: the upper bound for any
-            denoiser.
+        captions: number of captions, with one picture each.
+        steps, guidance, sampler: settings with which the pictures were generated.
+        seconds: seconds for each picture, generated in batches of 8.
+        scores: share of the pictures with the full score 1, by name of the score.
+        ceiling: upper bound of `scores` for any denoiser, by name of the score. It is measured on ideal pictures that
+            the pipeline's autoencoder encoded and decoded.
         rerender: mean PSNR in dB between a picture and an ideal rendering of the recognised scene.
     """
 
@@ -60,13 +65,13 @@ def evaluate_captions(
     captions: int = 1000,
     progress: Callable[[int], None] = lambda done: None,
 ) -> CaptionEvaluation:
-    """Generate one picture for each held-out caption and score it with the oracle.
+    """Generate a picture for each of several captions that training never used, and score it with the oracle.
 
     Args:
-        pipeline: a pipeline trained on the captions of Shapes.
-        request: request for steps, guidance and sampler; prompt and seed are replaced for each caption.
-        captions: number of held-out captions, taken in a fixed order.
-        progress: called with the number of pictures generated so far.
+        pipeline: a pipeline that was trained on Shapes (pictures of geometric figures, 64x64 pixels).
+        request: steps, guidance and sampler; prompt and seed are replaced for each caption.
+        captions: number of captions, taken in a fixed order.
+        progress: receives the number of pictures generated so far.
 
     Raises:
         InvalidRequest: the pipeline refuses the request, or does not generate pictures of 64x64 pixels.
@@ -76,7 +81,7 @@ def evaluate_captions(
     resolved = pipeline.resolve(requests[0]).request
     if (resolved.width, resolved.height) != (CANVAS, CANVAS):
         size = f"{pipeline.manifest.name} generates {resolved.width}x{resolved.height} pixels"
-        raise InvalidRequest(size, allowed=f"models of Shapes, which generate {CANVAS}x{CANVAS}")
+        raise InvalidRequest(size, allowed=f"models of Shapes, which generate {CANVAS}x{CANVAS} pixels")
     started = perf_counter()
     pictures: list[Picture] = []
     for start in range(0, captions, _BATCH):
@@ -99,13 +104,20 @@ def evaluate_captions(
 
 
 def held_out_captions(captions: int) -> list[tuple[Scene, Description]]:
-    """Return the first `captions` held-out captions, each with a scene that it describes."""
+    """Return the first captions of a fixed sequence that training never uses, each after a scene that it describes.
+
+    Args:
+        captions: number of captions.
+    """
     rng = np.random.default_rng(_HELD_OUT_SEED)
     return [sample_held_out(rng) for _ in range(captions)]
 
 
 def generate_batch(pipeline: Pipeline, requests: Sequence[ImageRequest]) -> list[Picture]:
-    """Generate several pictures in one batch and return them in the order of the requests."""
+    """Generate a picture for each request in one batch, and return the pictures in the order of the requests.
+
+    A picture is uint8 [height, width, 3].
+    """
     trajectories = [pipeline.start(request) for request in requests]
     while pending := [trajectory for trajectory in trajectories if not trajectory.is_done]:
         pipeline.advance(pending)
@@ -113,7 +125,7 @@ def generate_batch(pipeline: Pipeline, requests: Sequence[ImageRequest]) -> list
 
 
 def score_shares(scores: Sequence[CaptionScore]) -> dict[str, Share]:
-    """Return the share of pictures whose score is 1, for each name in SCORES."""
+    """Return the share of pictures with the full score 1, with its 95 % interval, by name of the score."""
     return {
         name: wilson_interval(sum(float(getattr(score, name)) == 1.0 for score in scores), len(scores))
         for name in SCORES
@@ -121,7 +133,7 @@ def score_shares(scores: Sequence[CaptionScore]) -> dict[str, Share]:
 
 
 def wilson_interval(hits: int, tries: int) -> Share:
-    """Return a proportion with its 95 % score interval (Wilson 1927, "Probable inference", limits of p).
+    """Return the proportion `hits / tries` with its 95 % confidence interval (Wilson 1927, "Probable inference").
 
     >>> share = wilson_interval(90, 100)
     >>> round(share.low, 3), round(share.high, 3)

@@ -1,5 +1,5 @@
-"""Training of the embedded model from scratch, on rendered scenes.
+"""Training of the model that ships with the package (embedded model) from scratch, on rendered scenes.
 
-`python -m stillhouse.shapes.train` builds the tokenizer and runs three resumable stages: the autoencoder, the text
-encoder and the denoiser.
+`python -m stillhouse.shapes.train` builds the tokenizer and trains three networks one after the other: the
+autoencoder, the text encoder and the denoiser. An interrupted training is resumed.
 """

@@ -1,4 +1,4 @@
-"""`python -m stillhouse.shapes.train`: train the embedded model, or resume its training."""
+"""`python -m stillhouse.shapes.train`: train the model that ships with the package, or resume its training."""
 
 import argparse
 import os
@@ -49,16 +49,18 @@ def train(
     deadline: float | None = None,
     shipped: Path | None = None,
 ) -> None:
-    """Run all stages and write a diffusers directory with the EMA weights.
+    """Train autoencoder, text encoder and denoiser in this order, and write a diffusers directory with the EMA weights.
+
+    If the deadline passes before the denoiser's training, the program exits and writes nothing but checkpoints.
 
     Args:
-        plan: hyper-parameters of the stages.
+        plan: hyper-parameters of each network's training.
         checkpoints: directory of checkpoints and logs.
         out: diffusers directory to write.
-        report: receives the progress of each stage.
+        report: receives the progress of each network's training.
         deadline: time of `time.monotonic` in seconds after which no update starts; None: no limit.
-        shipped: diffusers directory whose autoencoder and text encoder are used unchanged, and from whose denoiser
-            training starts; None: train all three networks from scratch.
+        shipped: diffusers directory whose autoencoder and text encoder are used unchanged, and from whose weights the
+            denoiser's training starts; None: train all three networks from scratch.
     """
     tokenizer = CLIPTokenizer.from_pretrained(shipped / "tokenizer") if shipped else build_tokenizer()
     if shipped:
@@ -80,7 +82,14 @@ def train(
 
 
 def save(out: Path, tokenizer: Any, text_encoder: Any, autoencoder: Any, denoiser: Any) -> None:
-    """Write a diffusers directory with weights in float16 in safetensors files."""
+    """Write the networks as a diffusers directory, with the weights in float16 in safetensors files.
+
+    The networks are converted to float16 in place.
+
+    Args:
+        out: directory to write.
+        tokenizer, text_encoder, autoencoder, denoiser: objects of transformers and diffusers.
+    """
     pipeline = StableDiffusionPipeline(
         vae=autoencoder,
         text_encoder=text_encoder,
@@ -96,7 +105,12 @@ def save(out: Path, tokenizer: Any, text_encoder: Any, autoencoder: Any, denoise
 
 @torch.no_grad()
 def _scaling_factor(autoencoder: Any, seed: int) -> float:
-    """Return the factor that scales latents to unit variance: 1 / standard deviation of encoded pictures."""
+    """Return the factor that scales latents to unit variance: 1 / standard deviation of 200 encoded pictures.
+
+    Args:
+        autoencoder: diffusers' AutoencoderKL.
+        seed: decides the pictures.
+    """
     return 1 / float(autoencoder.encode(full_pictures(seeded_rng(seed, 9), 200)).latent_dist.mode().std())
 
 

@@ -1,4 +1,4 @@
-"""Architectures of the embedded model: standard classes in the layout of Stable Diffusion, scaled down."""
+"""Networks of the model that ships with the package: the classes of Stable Diffusion's networks, scaled down."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ LATENT_CHANNELS, LATENT_SIZE = 4, CANVAS // 4
 
 
 def build_autoencoder() -> Any:
-    """Build the autoencoder, with 0.65 M parameters; it maps 64x64 pixels to 16x16 latents of 4 channels."""
+    """Build an untrained autoencoder of 0.65 M parameters, which maps 64x64 pixels to 16x16 latents of 4 channels."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
@@ -27,7 +27,11 @@ def build_autoencoder() -> Any:
 
 
 def build_text_encoder(tokenizer: Any) -> Any:
-    """Build the text encoder, with 0.63 M parameters; it maps 24 tokens to 24 vectors of 128 values."""
+    """Build an untrained text encoder of 0.63 M parameters, which maps 24 tokens to 24 vectors of 128 values.
+
+    Args:
+        tokenizer: CLIP tokenizer, which gives the size of the vocabulary and the ids of the special tokens.
+    """
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -45,7 +49,10 @@ def build_text_encoder(tokenizer: Any) -> Any:
 
 
 def build_denoiser() -> Any:
-    """Build the denoiser, with 4.2 M parameters: convolutions at 16x16, and cross-attention at 8x8 and 4x4."""
+    """Build an untrained denoiser (U-Net) of 4.2 M parameters.
+
+    It has convolutions at a resolution of 16x16 latents, and also cross-attention at 8x8 and 4x4.
+    """
     return UNet2DConditionModel(
         sample_size=LATENT_SIZE,
         in_channels=LATENT_CHANNELS,
@@ -61,7 +68,10 @@ def build_denoiser() -> Any:
 
 
 def build_scheduler() -> Any:
-    """Build the scheduler: v-prediction, zero terminal SNR (arXiv 2305.08891), and the betas of Stable Diffusion."""
+    """Build the diffusers scheduler of the denoiser.
+
+    It has v-prediction, zero terminal SNR (arXiv 2305.08891), and the betas of Stable Diffusion.
+    """
     return DDIMScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,
@@ -72,5 +82,6 @@ def build_scheduler() -> Any:
         rescale_betas_zero_snr=True,
         clip_sample=False,
         set_alpha_to_one=True,
-        steps_offset=1,  # no effect with trailing spacing; diffusers warns about any other value
+        # The offset has no effect with trailing spacing, but diffusers warns about any value except 1.
+        steps_offset=1,
     )

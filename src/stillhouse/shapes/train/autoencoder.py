@@ -1,4 +1,4 @@
-"""First stage of training: the autoencoder."""
+"""First part of training the embedded model: the autoencoder."""
 
 import math
 from collections.abc import Mapping
@@ -26,10 +26,14 @@ _DIVERGENCE_WEIGHT, _EDGE_WEIGHT = 1e-4, 0.3
 
 
 class AutoencoderStage:
-    """Stage that trains the autoencoder to reconstruct pictures: L1 + squared error + a small KL divergence.
+    """Training task for `fit`: the autoencoder learns to reconstruct rendered pictures.
 
-    Batches are crops around outlines in the first 85 % of the updates, and then full pictures. After 60 % of the
-    updates the loss also has the errors of differences between adjacent pixels.
+    The loss is the absolute error plus the squared error plus a small KL divergence. After 60 % of the updates the
+    error of the differences between adjacent pixels is added. The examples are crops around outlines in the first 85 %
+    of the updates, and full pictures after that.
+
+    Args:
+        plan: seed, and hyper-parameters of the training.
     """
 
     name = "autoencoder"
@@ -42,7 +46,7 @@ class AutoencoderStage:
         self._scenes = [sample_scene(rng) for _ in range(_EVAL_SAMPLES)]
 
     def loss(self, update: int) -> torch.Tensor:
-        """Return the loss of the batch of an update."""
+        """Return the loss of batch number `update`, a scalar with gradients."""
         pictures = self._batch(update)
         posterior = self.network.encode(pictures).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(update))
@@ -55,7 +59,12 @@ class AutoencoderStage:
         return loss
 
     def evaluate(self) -> Mapping[str, float]:
-        """Return the oracle's scores of reconstructed pictures, which bound the denoiser's, and their PSNR in dB."""
+        """Evaluate the reconstruction of 200 pictures.
+
+        Returns:
+            by name, the oracle's mean scores of the reconstructed pictures (it recognises their figures), which no
+            denoiser can exceed, and `psnr`, their PSNR in dB.
+        """
         originals = [render_scene(scene) for scene in self._scenes]
         decoded = [
             reconstruct(self.network, to_tensor(originals[start : start + 50])) for start in range(0, _EVAL_SAMPLES, 50)
@@ -73,5 +82,10 @@ class AutoencoderStage:
 
 
 def reconstruct(autoencoder: Any, pictures: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Encode pictures and decode the mean of their posterior; uint8 [pictures, height, width, 3]."""
+    """Encode pictures and decode the modes of their posteriors, uint8 [pictures, height, width, 3].
+
+    Args:
+        autoencoder: diffusers' AutoencoderKL.
+        pictures: float32 [pictures, 3, height, width] from -1 to 1.
+    """
     return to_pictures(autoencoder.decode(autoencoder.encode(pictures).latent_dist.mode()).sample)

@@ -1,4 +1,4 @@
-"""Third stage of training: the text-conditioned denoiser, in latent space."""
+"""Third part of training the embedded model: the denoiser, which is conditioned on captions."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,9 +26,14 @@ _ENCODE_BATCH = 100
 
 
 class DenoiserStage:
-    """Stage that trains the denoiser on the mean squared error of the velocity v.
+    """Training task for `fit`: the denoiser learns to predict the velocity v (Salimans and Ho, arXiv 2202.00512, D).
 
-    The velocity is defined by Salimans and Ho (arXiv 2202.00512, appendix D).
+    Args:
+        plan: seed, hyper-parameters, and settings of the training data.
+        tokenizer: CLIP tokenizer of the captions.
+        text_encoder: trained text encoder, which stays unchanged.
+        autoencoder: trained autoencoder, which stays unchanged.
+        folder: existing folder for the file that caches the latents of the training pictures.
     """
 
     name = "denoiser"
@@ -37,7 +42,8 @@ class DenoiserStage:
     def __init__(self, plan: TrainingPlan, tokenizer: Any, text_encoder: Any, autoencoder: Any, folder: Path) -> None:
         self.seed, self.plan, self.recipe = plan.seed, plan, plan.denoiser
         self.tokenizer, self.text_encoder, self.autoencoder = tokenizer, text_encoder, autoencoder
-        # channels_last is an eighth faster on CPUs without AVX-512, and no slower elsewhere.
+        # The memory format channels_last is used because training is then an eighth faster on CPUs without AVX-512, and
+        # no slower on other CPUs.
         self.network: Any = build_denoiser().to(memory_format=torch.channels_last)
         rng = seeded_rng(self.seed, 5)
         self._scenes = [sample_scene(rng) for _ in range(plan.latent_count)]
@@ -50,7 +56,7 @@ class DenoiserStage:
         self._held_out = [sample_held_out(rng)[1] for _ in range(_EVAL_SAMPLES)]
 
     def loss(self, update: int) -> torch.Tensor:
-        """Return the loss of the batch of an update."""
+        """Return the mean squared error of the velocity in batch number `update`, a scalar with gradients."""
         rng = seeded_rng(self.seed, 7, update)
         clean, states = self._batch(rng)
         timesteps = self._sample_timesteps(rng)
@@ -61,7 +67,13 @@ class DenoiserStage:
         return functional.mse_loss(predicted, alpha * noise - sigma * clean)
 
     def evaluate(self) -> Mapping[str, float]:
-        """Return the oracle's scores of pictures of held-out captions, sampled with diffusers' DDIM."""
+        """Generate 100 pictures from captions that training never uses, and score them with the oracle.
+
+        The pictures are sampled with 25 steps of diffusers' DDIM. The oracle recognises the figures in pictures.
+
+        Returns:
+            the mean scores by name.
+        """
         scheduler = build_scheduler()
         scheduler.set_timesteps(_EVAL_STEPS)
         texts = [str(caption) for caption in self._held_out]
@@ -78,7 +90,7 @@ class DenoiserStage:
 
     @torch.no_grad()
     def encode_captions(self, texts: list[str]) -> torch.Tensor:
-        """Return the hidden states of captions, float32 [captions, 24, 128]."""
+        """Return the text encoder's hidden states of captions, float32 [captions, 24 tokens, 128]."""
         states: torch.Tensor = self.text_encoder(tokenize(self.tokenizer, texts)).last_hidden_state
         return states
 
@@ -105,9 +117,17 @@ class DenoiserStage:
 
 @torch.no_grad()
 def _cached_latents(path: Path, autoencoder: Any, scenes: list[Scene]) -> torch.Tensor:
-    """Return the unscaled latents of scenes, float16 [scenes, 4, 16, 16], and cache them in a file.
+    """Encode the pictures of scenes and write their latents to a file, or read the latents that an earlier run wrote.
 
-    An existing cache is used if its length is right and its first 8 latents agree with this autoencoder's latents.
+    The file is used if its number of latents is right and its first 8 latents agree with those of this autoencoder.
+
+    Args:
+        path: the file.
+        autoencoder: diffusers' AutoencoderKL.
+        scenes: scenes that are rendered to pictures.
+
+    Returns:
+        unscaled latents, float16 [scenes, 4, 16, 16].
     """
     probe = autoencoder.encode(to_tensor([render_scene(scene) for scene in scenes[:8]])).latent_dist.mode()
     if path.exists():

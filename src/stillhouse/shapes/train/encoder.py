@@ -1,4 +1,4 @@
-"""`python -m stillhouse.shapes.train.encoder`: train the feature encoder and write it into the package."""
+"""`python -m stillhouse.shapes.train.encoder`: train the encoder of picture features and write it into the package."""
 
 import argparse
 import os
@@ -18,7 +18,7 @@ from stillhouse.shapes.train.training_plan import TrainingPlan
 
 LAYERS = 3
 _CALIBRATION_PICTURES = 5000
-"""Number of rendered pictures from which the means and standard deviations of features are computed."""
+"""Number of rendered pictures over which the mean and the standard deviation of each feature are computed."""
 
 
 def main() -> None:
@@ -35,10 +35,14 @@ def main() -> None:
 
 
 class ChannelStatistics(nn.Module):
-    """Compute features of pictures: standardised spatial means of the activations of three layers.
+    """Network that computes the features of pictures for Frechet distance, precision and recall.
 
-    Each feature is standardised by its mean and standard deviation over rendered pictures. Early layers are included
-    because their channels respond to blur and noise; the network's last features respond to content only.
+    A feature is the spatial mean of one channel after one of the classifier's first three activations. It is then
+    standardised by its mean and standard deviation over rendered pictures. The early layers are used because they
+    respond to blur and noise, whereas the last layers respond to content only.
+
+    Args:
+        network: trained classifier of scenes, whose layers are used.
     """
 
     def __init__(self, network: SceneClassifier) -> None:
@@ -61,7 +65,11 @@ class ChannelStatistics(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, seed: int) -> None:
-        """Set the mean and the scale of each feature from rendered pictures."""
+        """Set mean and scale of each feature in place, so that rendered pictures have standardised features.
+
+        Args:
+            seed: decides the 5000 pictures.
+        """
         rng = seeded_rng(seed, 13)
         features = torch.cat([self(full_pictures(rng, 100)) for _ in range(_CALIBRATION_PICTURES // 100)])
         self.mean.copy_(features.mean(dim=0))
@@ -69,7 +77,12 @@ class ChannelStatistics(nn.Module):
 
 
 def write_encoder(stage: FeaturesStage, folder: Path) -> None:
-    """Calibrate the encoder and write its ONNX graph and weights."""
+    """Standardise the features of a trained classifier, and write them as the feature encoder: ONNX graph and weights.
+
+    Args:
+        stage: the finished training of the classifier.
+        folder: folder to write into, created where it does not exist.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     encoder = ChannelStatistics(stage.network).eval()
     encoder.calibrate(stage.seed)

@@ -1,6 +1,6 @@
-"""Training of the feature encoder, a classifier of scenes whose activations are the features of set metrics.
+"""Train a classifier of scenes whose activations serve as features of pictures, as Inception's do in FID.
 
-These features take the place of Inception's features in FID. The classifier is trained on rendered pictures only.
+The classifier is trained on rendered pictures only.
 """
 
 from collections.abc import Mapping
@@ -19,11 +19,16 @@ FEATURES = 128
 _WIDTHS = (16, 32, 64, 96)
 _EVAL_SAMPLES = 512
 _NOISE = 0.1
-"""Standard deviation of noise on the pictures; the noise makes features insensitive to single grey levels."""
+"""Standard deviation of the noise on training pictures, whose values are from -1 to 1.
+
+The noise makes the features insensitive to differences of single grey levels."""
 
 
 class SceneClassifier(nn.Module):
-    """Classify the slots of a scene: four strided convolutions, a feature layer, and a linear head for each slot."""
+    """Network that recognises the slots (attributes, such as the first figure's colour) of the scene in a picture.
+
+    It has four strided convolutions, a feature layer, and a linear head for each slot.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,18 +39,30 @@ class SceneClassifier(nn.Module):
         self.readers = nn.ModuleList(nn.Linear(FEATURES, len(words) + 1) for words in SLOTS)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Return features [B, 128] of pictures [B, 3, 64, 64] with values from -1 to 1."""
+        """Return the features, float32 [B, 128], of pictures [B, 3, 64, 64] with values from -1 to 1."""
         features: Tensor = self.trunk(pictures)
         return features
 
     def slot_logits(self, pictures: Tensor) -> list[Tensor]:
-        """Return the logits of each slot, [B, words of the slot + 1]."""
+        """Return for each slot (attribute of a scene) the logits of its labels, [B, words of the slot + 1].
+
+        Label 0 means that the scene lacks this attribute.
+
+        Args:
+            pictures: [B, 3, 64, 64] from -1 to 1.
+        """
         features = functional.silu(self(pictures))
         return [reader(features) for reader in self.readers]
 
 
 class FeaturesStage:
-    """Stage that trains the classifier on the mean cross-entropy of the slots."""
+    """Training task for `fit`: the classifier learns to recognise the slots (attributes) of rendered scenes.
+
+    The loss is the mean cross-entropy of the slots.
+
+    Args:
+        plan: seed, and hyper-parameters of the training.
+    """
 
     name = "features"
     fingerprint = ""
@@ -57,7 +74,7 @@ class FeaturesStage:
         self._held_out = [sample_scene(rng) for _ in range(_EVAL_SAMPLES)]
 
     def loss(self, update: int) -> Tensor:
-        """Return the loss of the batch of an update: rendered pictures with noise."""
+        """Return the loss of batch number `update`, rendered pictures with noise, as a scalar with gradients."""
         rng = seeded_rng(self.seed, 12, update)
         scenes = [sample_scene(rng) for _ in range(self.recipe.batch_size)]
         pictures = to_tensor([render_scene(scene) for scene in scenes])
@@ -68,7 +85,12 @@ class FeaturesStage:
         return torch.stack(losses).mean()
 
     def evaluate(self) -> Mapping[str, float]:
-        """Return the share of slots that are right, and the share of scenes whose slots are all right."""
+        """Evaluate the recognition of 512 rendered pictures.
+
+        Returns:
+            `slots`, the share of slots (attributes) that are right, and `scenes`, the share of scenes whose slots are
+            all right, 0 to 1 each.
+        """
         logits = self.network.slot_logits(to_tensor([render_scene(scene) for scene in self._held_out]))
         labels = torch.tensor([encode_slots(describe(scene)) for scene in self._held_out])
         hits = torch.stack([output.argmax(1) == labels[:, slot] for slot, output in enumerate(logits)], dim=1)

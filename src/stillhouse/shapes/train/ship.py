@@ -1,4 +1,4 @@
-"""`python -m stillhouse.shapes.train.ship`: replace the shipped model by trained weights that score no worse."""
+"""`python -m stillhouse.shapes.train.ship`: replace the package's model by a newly trained model that is no worse."""
 
 import argparse
 import shutil
@@ -16,7 +16,7 @@ from stillhouse.shapes.score import evaluate_captions
 
 STEPS, GUIDANCE = 35, 3.0
 _STREAMS = 2
-"""Number of OpenVINO streams: a guided picture has two rows, and each row runs on a stream of its own."""
+"""Number of OpenVINO streams, one for each of the two denoiser rows of a picture with guidance."""
 
 
 def main() -> None:
@@ -49,7 +49,10 @@ def main() -> None:
 
 
 def _ship_student(source: Path) -> None:
-    """Copy a student into the package under its own name, with one stream, because its pictures have one row each."""
+    """Copy the pipeline directory of a student (distilled model) into the package, replacing the model of its name.
+
+    The copy runs with one OpenVINO stream, because a student evaluates one denoiser row a picture.
+    """
     manifest = read_manifest(source, verify=True)
     with staged(EMBEDDED[manifest.name], force=True) as stage:
         shutil.copytree(source, stage, dirs_exist_ok=True)
@@ -71,7 +74,14 @@ def _shipped_manifest(manifest: Manifest) -> Manifest:
 
 
 def _with_backend(name: str, component: Component) -> Component:
-    """Choose OpenVINO for the denoiser only, because OpenVINO would take longer to compile the others than they run."""
+    """Return a network's manifest entry, changed to run the network on OpenVINO if it is the denoiser.
+
+    Entries of other networks stay unchanged, because OpenVINO takes longer to compile these networks than they run.
+
+    Args:
+        name: name of the network, such as "denoiser".
+        component: the network's manifest entry.
+    """
     if name != DENOISER:
         return component
     return replace(component, backend="openvino", precision="f32", streams=_STREAMS)

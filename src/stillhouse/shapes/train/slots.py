@@ -1,15 +1,19 @@
-"""Captions as class labels: one label for each attribute (slot) of a caption."""
+"""Convert captions to class labels: one label for each attribute (slot), such as the first figure's colour."""
 
 from stillhouse.shapes.caption import Description, Phrase
 from stillhouse.shapes.scene import PALETTE, RELATIONS, SHAPES, SIZES
 
 _COLOURS = tuple(PALETTE)
 SLOTS: tuple[tuple[str, ...], ...] = (SHAPES, _COLOURS, SIZES, SHAPES, _COLOURS, SIZES, RELATIONS, _COLOURS)
-"""Words of each slot: shape, colour and size of the first and second figure, relation, background colour."""
+"""Possible words of each slot (attribute of a caption).
+
+The slots are shape, colour and size of the first figure, the same of the second figure, relation, background colour."""
 
 
 def encode_slots(caption: Description) -> list[int]:
-    """Return the label of each slot: 0 where the caption says nothing, else 1 + the index of the word.
+    """Return a label for each of the 8 slots (attributes) in `SLOTS`.
+
+    A label is 0 where the caption does not mention the attribute, else 1 + the word's index among the slot's words.
 
     >>> encode_slots(Description((Phrase("circle"),), background="red"))
     [1, 0, 0, 0, 0, 0, 0, 1]

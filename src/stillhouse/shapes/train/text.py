@@ -1,7 +1,7 @@
-"""Second stage of training: the text encoder learns to predict the slots of a caption.
+"""Second part of training the embedded model: the text encoder learns to predict the attributes (slots) of captions.
 
-A text encoder that is trained from scratch together with the denoiser slows training down. Slot prediction teaches the
-grammar in minutes, and the text encoder is then frozen.
+Training the text encoder together with the denoiser would take longer. The prediction of slots teaches the grammar of
+captions in minutes, and the text encoder then stays unchanged.
 """
 
 import math
@@ -23,7 +23,14 @@ _EVAL_SAMPLES = 512
 
 
 class TextStage:
-    """Stage that trains the text encoder on the mean cross-entropy of the slots; see `SlotReader`."""
+    """Training task for `fit`: the text encoder learns to predict the slots (attributes) of captions.
+
+    The loss is the mean cross-entropy of the slots.
+
+    Args:
+        plan: seed, and hyper-parameters of the training.
+        tokenizer: CLIP tokenizer of the captions.
+    """
 
     name = "text_encoder"
     fingerprint = ""
@@ -35,7 +42,7 @@ class TextStage:
         self._held_out = [sample_held_out(rng)[1] for _ in range(_EVAL_SAMPLES)]
 
     def loss(self, update: int) -> torch.Tensor:
-        """Return the loss of the batch of an update."""
+        """Return the loss of batch number `update`, a scalar with gradients."""
         rng = seeded_rng(self.seed, 4, update)
         scenes = (sample_scene(rng) for _ in range(2 * self.recipe.batch_size))
         captions = [caption for scene in scenes if (caption := sample_training_caption(scene, rng))][
@@ -47,7 +54,12 @@ class TextStage:
         return torch.stack(losses).mean()
 
     def evaluate(self) -> Mapping[str, float]:
-        """Return the share of slots, and of captions with all slots, that are right, over held-out captions."""
+        """Evaluate the predictions for 512 captions that training never uses.
+
+        Returns:
+            `slots`, the share of slots (attributes) that are right, and `captions`, the share of captions whose slots
+            are all right, 0 to 1 each.
+        """
         logits = self.network(tokenize(self.tokenizer, [str(caption) for caption in self._held_out]))
         labels = torch.tensor([encode_slots(caption) for caption in self._held_out])
         hits = torch.stack([output.argmax(1) == labels[:, slot] for slot, output in enumerate(logits)], dim=1)
@@ -55,7 +67,13 @@ class TextStage:
 
 
 class SlotReader(nn.Module):
-    """Predict slots from the text encoder's token vectors, by an attention query and a linear head for each slot."""
+    """Network that predicts the slots (attributes, such as the first figure's colour) of captions.
+
+    Each slot has an attention query over the text encoder's token vectors, and a linear head.
+
+    Args:
+        encoder: the text encoder, which is trained along.
+    """
 
     def __init__(self, encoder: Any) -> None:
         super().__init__()
@@ -65,7 +83,13 @@ class SlotReader(nn.Module):
         self.readers = nn.ModuleList(nn.Linear(TEXT_WIDTH, len(words) + 1) for words in SLOTS)
 
     def forward(self, ids: torch.Tensor) -> list[torch.Tensor]:
-        """Return the logits of each slot, [captions, words of the slot + 1], from token ids, int64 [captions, 24]."""
+        """Return for each slot (attribute) the logits of its labels, [captions, words of the slot + 1].
+
+        Label 0 means that the caption does not mention the attribute.
+
+        Args:
+            ids: token ids, int64 [captions, 24].
+        """
         states = self.encoder(ids).last_hidden_state
         weights = (self.queries @ self.keys(states).transpose(1, 2) / math.sqrt(TEXT_WIDTH)).softmax(-1)
         pooled = weights @ states
@@ -73,6 +97,6 @@ class SlotReader(nn.Module):
 
 
 def tokenize(tokenizer: Any, texts: list[str]) -> torch.Tensor:
-    """Return token ids of captions, int64 [captions, 24]."""
+    """Return the token ids of captions, int64 [captions, 24], padded or truncated to 24 tokens."""
     ids: torch.Tensor = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
     return ids

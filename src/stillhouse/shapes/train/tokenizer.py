@@ -1,4 +1,7 @@
-"""CLIP tokenizer of the embedded model: a token for each word in `WORDS`; other words are split into letters."""
+"""Build the CLIP tokenizer of the embedded model.
+
+Each word of the captions' grammar is one token, and other words are split into smaller pieces, down to letters.
+"""
 
 import json
 import string
@@ -13,7 +16,9 @@ _RESERVED_WORDS = (
     "orange pink star ring striped sks make the bigger smaller remove add with in center top bottom corner to and "
     "recolour turn it into photo drawing an"
 )
-"""Words outside the grammar that fine-tuned models may need, because a token cannot be added later."""
+"""Words that fine-tuned models may need in addition to the captions' grammar.
+
+They have tokens from the start, because no token can be added to a trained model."""
 WORDS = tuple(
     sorted(
         {*SIZES, *PALETTE, *SHAPES, *" ".join(RELATIONS).split(), *["a", "on", "background"], *_RESERVED_WORDS.split()}
@@ -22,7 +27,11 @@ WORDS = tuple(
 
 
 def build_tokenizer(length: int = LENGTH) -> Any:
-    """Build a `transformers.CLIPTokenizer` for `WORDS` by byte-pair encoding; sequences have `length` tokens."""
+    """Build a `transformers.CLIPTokenizer` that encodes each word of `WORDS` as one token, by byte-pair encoding.
+
+    Args:
+        length: number of tokens to which texts are padded or truncated.
+    """
     from transformers import CLIPTokenizer
 
     vocabulary, merges = _train_pairs()

@@ -1,4 +1,4 @@
-"""Hyper-parameters of the stages of the embedded model."""
+"""Hyper-parameters for training the networks of the embedded model and its feature encoder."""
 
 from dataclasses import dataclass
 
@@ -52,15 +52,17 @@ _FEATURES = StageRecipe(
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
-    """Recipes of the stages, and the settings of the denoiser's training data.
+    """Hyper-parameters of each network's training, and settings of the denoiser's training data.
 
     Args:
         seed: decides weights, scenes, captions and noise.
-        autoencoder, text_encoder, denoiser, features: recipe of each stage.
+        autoencoder, text_encoder, denoiser: hyper-parameters for these three networks of the embedded model.
+        features: hyper-parameters for the classifier whose activations are the features of pictures.
         latent_count: number of scenes that the denoiser is trained on; their latents are encoded once.
-        empty_caption_share: share of examples with an empty caption, as classifier-free guidance requires.
-        uniform_level_share: share of timesteps that are drawn uniformly. The others are drawn so that log SNR ~
-            N(0.5, 2), because these levels decide outlines.
+        empty_caption_share: share of the examples with an empty caption, which classifier-free guidance requires.
+        uniform_level_share: share of the timesteps that are drawn uniformly. Other timesteps are drawn so that the log
+            SNR has a normal distribution with mean 0.5 and standard deviation 2, because these noise levels decide
+            outlines.
     """
 
     seed: int = 20261121
