@@ -42,7 +42,7 @@ def apply_lora(source: str | Path, file: Path, out: Path, *, force: bool = False
 
     Raises:
         InvalidRequest: the file has no LoRA weights of a student, or the weights do not fit the teacher's network.
-        ImportFailed: `out` already holds files, and `force` does not allow to replace them.
+        ImportFailed: `out` already holds files, and `force` does not allow replacing them.
         FitFailed: the disk is full, or the directory is not writable.
     """
     weights, distilled, prediction = _read_lora_file(file)

@@ -63,7 +63,7 @@ class DistillResult:
 
 
 class DistillProgress(Protocol):
-    """Receiver of the progress reports of `distill`; only the main process calls the methods."""
+    """Receiver of the progress reports of `distill`; of several training processes, only rank 0 calls the methods."""
 
     def on_samples(self, done: int, total: int) -> None:
         """Report that `done` of `total` training samples are encoded."""
@@ -101,7 +101,7 @@ def distill(
 
     Raises:
         InvalidRequest: the teacher cannot be distilled, the settings do not fit the teacher, or there are no data.
-        ImportFailed: a directory to write already holds files, and `force` does not allow to replace them.
+        ImportFailed: a directory to write already holds files, and `force` does not allow replacing them.
         FitFailed: training cannot continue; the checkpoints remain.
     """
     deadline = None if settings.max_hours is None else monotonic() + 3600 * settings.max_hours
@@ -142,7 +142,10 @@ def distill(
 
 
 def _student_directories(out: Path, names: Sequence[str], all_students: bool) -> dict[str, Path]:
-    """Return the directory of each student to write, by the student's name; the last student is written to `out`."""
+    """Return the directories of the students to write, by the student's name.
+
+    The last student is written to `out`. The earlier students are written beside `out`, but only if `all_students`.
+    """
     others = names[:-1] if all_students else ()
     return {name: out.with_name(f"{out.name}-{name.removesuffix('-steps')}") for name in others} | {names[-1]: out}
 
@@ -151,7 +154,7 @@ def _check_directories(targets: Iterable[Path], out: Path, work: Path, settings:
     """Check the directories to write.
 
     Raises:
-        ImportFailed: a target is not empty, and `force` does not allow to replace its content.
+        ImportFailed: a target is not empty, and `force` does not allow replacing its content.
         InvalidRequest: `out` or `work` is inside the folder of training pictures.
     """
     for target in targets:
@@ -257,7 +260,8 @@ def _initial_student(directory: Path, manifest: Manifest, teacher: Denoiser, set
     """
     if manifest.distilled is not None:
         problem = f"method {TRAJECTORIES} cannot use the teacher {manifest.name}, which is distilled itself"
-        raise InvalidRequest(problem, allowed="a teacher that may be sampled at any timesteps, such as its teacher")
+        allowed = f"a teacher that may be sampled at any timesteps, such as {manifest.distilled.teacher[0]}"
+        raise InvalidRequest(problem, allowed=allowed)
     if settings.init_from is None:
         return teacher
     initial_directory = find_pipeline(settings.init_from)

@@ -43,7 +43,7 @@ class LearningOverrides:
     eval_every: int | None = None
 
     def apply_to(self, recipe: StageRecipe) -> StageRecipe:
-        """Return a copy of a recipe in which each field of this object that is not None replaces the recipe's field."""
+        """Return a copy of hyper-parameters in which each field of this object that is not None replaces theirs."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(recipe, **{name: value for name, value in values.items() if value is not None})
 
@@ -59,7 +59,7 @@ class DistillSettings:
         task: text2img; img2img: the last student (with method trajectories: each student) also uses all of its steps
             for edits of a picture, at any strength.
         guidance: smallest and largest guidance scale that the students are trained for.
-        data: a folder of captioned pictures, "shapes" for rendered scenes of the embedded model, or "teacher" for data
+        data: a folder of captioned pictures, "shapes" for rendered scenes of geometric figures, or "teacher" for data
             that the teacher generates from `prompts`.
         prompts: path of a text file with one prompt on each line; required where `data` is "teacher".
         samples: number of training pictures; a folder may have fewer. With method trajectories: number of

@@ -1,4 +1,4 @@
-"""diffusers scheduler of a distilled model (student). Each student's directory has a copy, which imports no Stillhouse.
+"""diffusers scheduler of a distilled model (student). Each student's directory has a copy, which needs only diffusers.
 
 Apache-2.0; made by Stillhouse.
 """
@@ -79,7 +79,12 @@ class StepPlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return DDIMSchedulerOutput(prev_sample=moved, pred_original_sample=clean)
 
     def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: Any) -> torch.Tensor:
-        """Return clean latents with noise added, each at one of the fixed timesteps."""
+        """Return clean latents with noise added to them.
+
+        Args:
+            original_samples, noise: clean latents and noise, [B, C, h, w] each.
+            timesteps: for each sample one of the fixed timesteps, whose noise level the result has.
+        """
         places = [self.config.plan.index(float(timestep)) for timestep in timesteps]
         shape = (-1, *[1] * (original_samples.ndim - 1))
         levels = original_samples.new_tensor([self._levels[place] for place in places])

@@ -74,7 +74,7 @@ def write_student(
         the manifest of the written directory.
 
     Raises:
-        ImportFailed: `out` already holds files, and `force` does not allow to replace them.
+        ImportFailed: `out` already holds files, and `force` does not allow replacing them.
         FitFailed: the disk is full, or the directory is not writable.
     """
     try:

@@ -1,1 +1,1 @@
-"""Training loop in torch for the embedded model and for distilled students; an interrupted training resumes exactly."""
+"""Training loop in torch for distilled students and for the package's own model; a resumed training is bit-exact."""

@@ -21,7 +21,7 @@ def fit(
     """Train a stage (network, loss and evaluation) until its last update or the deadline, resuming from its checkpoint.
 
     A killed run loses at most the last `save_every` seconds. On return the stage's network contains the EMA weights,
-    or the weights of the best evaluation where the recipe allows to stop early (`patience`).
+    or the weights of the best evaluation where the recipe allows early stopping (`patience`).
 
     Args:
         stage: network, loss and evaluation.

@@ -12,7 +12,7 @@ from stillhouse.fit.stage import UpdateLog
 class TrainingLog:
     """Log of one training in `STAGE.csv` and `tensorboard/STAGE`, which a resumed run continues.
 
-    A context manager, which closes the TensorBoard file.
+    The object is a context manager that closes the TensorBoard file at the end.
 
     Args:
         folder: folder of the CSV file and of the folder `tensorboard`.

@@ -34,7 +34,7 @@ class Stage(Protocol):
         """The module that is trained; parameters that do not require gradients stay unchanged."""
 
     def loss(self, number: int) -> torch.Tensor:
-        """Return the loss of batch `number`, a scalar with gradients."""
+        """Return the loss of batch `number`, counted from 0, a scalar with gradients."""
 
     def evaluate(self) -> Mapping[str, float]:
         """Return scores of the network by name; the weights with the highest first score count as the best."""

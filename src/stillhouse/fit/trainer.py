@@ -116,7 +116,7 @@ class Trainer:
     def load_ema_weights(self) -> None:
         """Copy the EMA weights into the network in place.
 
-        Where the recipe allows to stop early (`patience`), copy the EMA weights of the best evaluation instead.
+        Where the recipe allows early stopping (`patience`), copy the EMA weights of the best evaluation instead.
         """
         self._copy_weights(self._best["ema"] if self._best else self._ema)
 

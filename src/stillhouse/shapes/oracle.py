@@ -88,7 +88,7 @@ class SceneReading:
 
     @property
     def is_clean(self) -> bool:
-        """Whether the picture has sharp edges, flat palette colours and no stray pixels."""
+        """Whether the picture has sharp edges, flat palette colours, and only pixels of background and figures."""
         return (
             self.stray_pixels <= _STRAY_PIXELS
             and self.background_error < _COLOUR_ERROR
@@ -241,7 +241,7 @@ def _fit_shape(shape: str, matte: PixelMap) -> tuple[str, float, float, float, f
     """Fit a figure of a given shape to a matte (share of each pixel that the figure covers), by area and centroid.
 
     Returns:
-        the shape, the error (see `DetectedFigure.matte_error`), x, y and radius in pixels.
+        the shape, the difference between matte and figure divided by the figure's area, x, y and radius in pixels.
     """
     area = float(matte.sum())
     centres = np.arange(CANVAS, dtype=np.float32) + np.float32(0.5)

@@ -1,6 +1,6 @@
-"""Scenes that the embedded model is trained on: one or two flat figures on a plain background, 64x64 pixels.
+"""Scenes that the package's own model is trained on: one or two flat figures on a plain background, 64x64 pixels.
 
-A `Scene` decides every pixel of its picture, so that the pictures of a model can be judged exactly.
+A `Scene` decides every pixel of its picture.
 """
 
 import math

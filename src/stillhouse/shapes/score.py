@@ -80,7 +80,7 @@ def evaluate_captions(
     requests = [replace(request, prompt=str(caption), seed=seed) for seed, (_, caption) in enumerate(scenes)]
     resolved = pipeline.resolve(requests[0]).request
     if (resolved.width, resolved.height) != (CANVAS, CANVAS):
-        size = f"{pipeline.manifest.name} generates {resolved.width}x{resolved.height} pixels"
+        size = f"{pipeline.manifest.name} generates {resolved.width}x{resolved.height} pixels, which cannot be scored"
         raise InvalidRequest(size, allowed=f"models of Shapes, which generate {CANVAS}x{CANVAS} pixels")
     started = perf_counter()
     pictures: list[Picture] = []
@@ -104,10 +104,10 @@ def evaluate_captions(
 
 
 def held_out_captions(captions: int) -> list[tuple[Scene, Description]]:
-    """Return the first captions of a fixed sequence that training never uses, each after a scene that it describes.
+    """Return pairs of a scene and a caption that describes the scene; training never uses these captions.
 
     Args:
-        captions: number of captions.
+        captions: number of pairs; a smaller number gives the first pairs of a larger number.
     """
     rng = np.random.default_rng(_HELD_OUT_SEED)
     return [sample_held_out(rng) for _ in range(captions)]

@@ -13,7 +13,7 @@ from stillhouse.images.png import read_picture
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 METADATA_FILES = ("metadata.jsonl", "captions.jsonl")
-"""Names of caption files in JSON lines: each line is an object with `file_name` and one of the keys `_CAPTION_KEYS`."""
+"""Names of caption files in JSON lines: each line is an object with `file_name`, and `text`, `caption` or `prompt`."""
 _CAPTION_KEYS = ("text", "caption", "prompt")
 
 
@@ -37,7 +37,9 @@ class SkippedImage:
 def read_image_folder(folder: Path) -> Iterator[CaptionedImage | SkippedImage]:
     """Yield the pictures of a folder and its subfolders: first the image files, then the pictures in tar files.
 
-    The order is that of the paths. The caption of NAME.png is the content of NAME.txt, else the caption that
+    A picture that cannot be used is yielded as a `SkippedImage` with the reason. The order is that of the paths.
+
+    The caption of NAME.png is the content of NAME.txt, else the caption that
     metadata.jsonl or captions.jsonl in the same directory gives for this file. The caption of KEY.png in a tar file is
     the content of KEY.txt, else `text`, `caption` or `prompt` in KEY.json.
 

@@ -96,7 +96,7 @@ def encode_samples(pipeline: Pipeline, samples: Iterable[LatentSample]) -> dict[
     """Encode the captions of samples with the pipeline's text encoder.
 
     Returns:
-        one shard for `write_shards`: the fields of `CachedLatents` by name, for these samples only.
+        the content of one cache file (shard): the fields of `CachedLatents` by name, for these samples only.
     """
     latents: list[Tensor] = []
     caption_rows: list[list[int]] = []

@@ -110,7 +110,7 @@ class TrajectoryDataset:
         return len(self.latents)
 
     def to(self, device: torch.device) -> "TrajectoryDataset":
-        """Return a copy on a GPU if the copy fits into half of the free memory; else return the dataset unchanged."""
+        """Return a copy on `device` if this is a GPU whose free memory is twice the copy's size; else the dataset."""
         if device.type != "cuda":
             return self
         # The teacher's sampling has left memory in torch's cache, which `mem_get_info` would count as used.
@@ -412,7 +412,7 @@ def _start_trajectory(
 
 
 def encode_trajectories(pipeline: Pipeline, trajectories: Sequence[TeacherTrajectory]) -> dict[str, Any]:
-    """Convert trajectories into one shard for `write_shards`.
+    """Convert trajectories into the content of one cache file (shard) for `write_shards`.
 
     Returns:
         the fields of `TrajectoryDataset` by name, for these trajectories only.

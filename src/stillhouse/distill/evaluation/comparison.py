@@ -27,8 +27,8 @@ DIVERSITY_PROMPTS, DIVERSITY_SEEDS = 32, 16
 DELTA_SCORES = ("all_correct", "strict", "clean")
 """Names of the oracle's scores whose difference from the baseline is reported.
 
-The oracle recognises figures in pictures. all_correct: everything that the caption says; clean: sharp edges and flat
-colours; strict: both."""
+The oracle recognises the figures in a picture. all_correct: the picture shows everything that the caption says. clean:
+edges are sharp and colours flat. strict: both are true."""
 FEW_STEP_BASELINES = ("ddim", "dpmpp_2m")
 """Names of the samplers with which the teacher at few steps is compared with its students."""
 SHOWN_PICTURES = 8
@@ -116,12 +116,12 @@ class EvaluationResult:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CaptionSet:
-    """Prompts of an evaluation, and where the prompts describe Shapes, the scenes that they describe.
+    """Prompts of an evaluation; captions of Shapes (pictures of geometric figures) come with their scenes.
 
     Args:
         prompts: one prompt for each picture.
-        scenes: for each prompt a scene of geometric figures that it describes, and the prompt as a structured caption;
-            empty for other prompts.
+        scenes: for each prompt a scene of geometric figures that the prompt describes, and the prompt as a structured
+            caption; empty for prompts outside Shapes.
     """
 
     prompts: tuple[str, ...]
@@ -155,7 +155,7 @@ class _GeneratedSet:
 
 
 def shapes_caption_set(count: int) -> CaptionSet:
-    """Return the first `count` captions that training never used, with the scenes that they describe, as prompts."""
+    """Return a set of `count` captions that training never used, each with a scene that the caption describes."""
     scenes = tuple(held_out_captions(count))
     return CaptionSet(tuple(str(caption) for _, caption in scenes), scenes)
 

@@ -99,7 +99,7 @@ def evaluate_students(
 
 
 def evaluation_to_json(report: EvaluationReport) -> str:
-    """Return the report as a JSON document."""
+    """Return the report as the text of a JSON document, with all measurements."""
     return json.dumps(asdict(report), indent=1) + "\n"
 
 

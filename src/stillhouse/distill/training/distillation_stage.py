@@ -16,10 +16,10 @@ from stillhouse.distill.training.targets import DenoiseFn, Levels, LevelTable, d
 from stillhouse.fit.recipe import StageRecipe
 
 Weighting = Literal["v", "snr_trunc"]
-"""Name of the weight that the squared error of a predicted clean picture has (Salimans and Ho, arXiv 2202.00512, 4).
+"""Name of a weight for the squared error of a predicted clean picture (Salimans and Ho, arXiv 2202.00512, section 4).
 
-v: SNR + 1, which equals the error of the velocity v. snr_trunc: max(SNR, 1), which equals the larger of two errors:
-that of the clean picture and that of the noise."""
+v: the weight is SNR + 1, which gives the squared error of the velocity v. snr_trunc: the weight is max(SNR, 1), which
+gives the larger of the squared errors of the clean picture and of the noise."""
 
 _EVAL_STEPS = 20
 """Number of sampling steps in the evaluation of a student that may be sampled at any timesteps."""

@@ -21,9 +21,9 @@ from stillhouse.distill.training.targets import (
 )
 
 _TRIVIAL_WEIGHT = 0.2
-"""Relative probability of training a student step that replaces a single teacher step.
+"""Relative probability with which a student step that replaces a single teacher step is drawn for training.
 
-The probability of a step that replaces several teacher steps is 1. From a single step a student learns little."""
+A step that replaces several teacher steps has the relative probability 1. A single step teaches little."""
 
 
 class DistillationMethod(Protocol):
@@ -175,16 +175,18 @@ class PhasedConsistency:
         return {}
 
     def sample_paths(self, rng: np.random.Generator, count: int) -> Tensor:
-        """Return for each example a random teacher level, the next teacher level, and the end of the student's phase.
+        """Return three noise levels for each example, as rows of the level table, int64 [count, 3].
 
-        Levels are rows of the level table, int64 [count, 3].
+        They are a random level of the teacher's grid, the next level of this grid, and the end of the phase (interval
+        between two student levels).
         """
         return self._table[torch.from_numpy(rng.integers(len(self._table), size=count))]
 
     def target(self, teacher: DenoiseFn, student: DenoiseFn, z: Tensor, paths: Tensor) -> Tensor:
         """Return the clean latents with which the student's jump from `z` to the end of the phase is consistent.
 
-        A consistent jump ends where the student's own jump ends after one teacher step from `z`.
+        A phase is an interval between two student levels. A jump is consistent if it ends where the student's jump ends
+        that follows one teacher step from `z`.
 
         Args:
             teacher, student: denoisers with the conditioning of the batch.

@@ -18,7 +18,7 @@ from stillhouse.distill.training.targets import DenoiseFn, Levels
 GUIDANCE_CHANNELS = 256
 """Width of the guidance scale's embedding in students; diffusers calls this setting `time_cond_proj_dim`."""
 _DIFFUSERS_DEFAULTS = "_use_default_values"
-"""Entry of a diffusers configuration that lists values; `from_config` would reset these values to their defaults."""
+"""Key of a diffusers configuration that lists settings; `from_config` would reset these settings to their defaults."""
 DENOISER_FOLDER = "unet"
 """Name of the folder with the denoiser's weights in a pipeline directory, as in diffusers."""
 _PROJECTION = "time_embedding.cond_proj.weight"
@@ -139,7 +139,7 @@ class Denoiser:
         return nearest, alphas[nearest], sigmas[nearest]
 
     def _embed_guidance(self, guidance: Tensor, z: Tensor) -> Tensor:
-        """Return the sinusoidal embedding of guidance scales [B], [B, time_cond_proj_dim], in the dtype of `z`.
+        """Return the sinusoidal embeddings of `guidance`, scales [B], as [B, time_cond_proj_dim] in the dtype of `z`.
 
         The embedding equals that of the running pipeline, `families.stable_diffusion.embed_guidance`.
         """

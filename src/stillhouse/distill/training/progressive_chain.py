@@ -37,7 +37,7 @@ METHODS: Mapping[str, Callable[[GridPair], DistillationMethod]] = MappingProxyTy
 GUIDANCE = "guidance"
 """Name of the first student, whose network takes the guidance scale as an input.
 
-It needs one denoiser row a step instead of two, and may be sampled at any timesteps."""
+This student needs one denoiser row a step instead of two, and may be sampled at any timesteps."""
 EDITS = "edits"
 """Name of the last student for the task img2img, which is also trained at the noise levels of image-to-image."""
 
@@ -119,7 +119,7 @@ class TrainingRun:
     Args:
         folder: folder of checkpoints and logs.
         report: receives the progress of each student's training.
-        observer: receives the same progress after `report`, together with the training task, to render previews.
+        observer: receives the same progress after `report`, together with the network in training, to render previews.
         deadline: time of `time.monotonic` in seconds after which no update starts; None: no limit.
         save_every: seconds between two checkpoints.
     """
@@ -241,7 +241,7 @@ def make_student(
 def build_student_network(denoiser: Denoiser, recipe: ChainRecipe) -> Any:
     """Return a trainable copy of a denoiser's network that takes the guidance scale as an input.
 
-    The copy gets LoRA weights, and only they are trained, where the recipe has a LoRA rank.
+    Where the recipe has a LoRA rank, only LoRA weights and the projection of the guidance scale are trained.
     """
     network = add_guidance_embedding(denoiser.network)
     network = add_lora(network, recipe.lora_rank, recipe.seed) if recipe.lora_rank else network.requires_grad_(True)

@@ -37,8 +37,9 @@ class GridPair:
     def __post_init__(self) -> None:
         missing = [level.timestep for level in self.student.levels if level not in self.teacher.levels]
         if missing or self.student.levels[0] != self.teacher.levels[0]:
+            timesteps = [level.timestep for level in self.student.levels[:-1]]
             raise InvalidRequest(
-                f"the student has the timesteps {[level.timestep for level in self.student.levels[:-1]]}",
+                f"the student's timesteps {timesteps} are not a subset of its teacher's with the same first timestep",
                 allowed=f"timesteps of its teacher, the first included: {self.teacher.timesteps.tolist()}",
             )
 

@@ -21,7 +21,7 @@ from stillhouse.distill.training.step_grids import coarsen, plan_edit_grids, pla
 from stillhouse.distill.training.trajectory_regression import TrajectoryRegressionStage
 
 TRAJECTORIES = "trajectories"
-"""Name of the method trajectory regression in settings and manifests."""
+"""Name, in settings and manifests, of the method that trains students on stored trajectories of the teacher."""
 
 
 @dataclass(frozen=True, slots=True)

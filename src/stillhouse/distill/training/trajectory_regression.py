@@ -28,7 +28,7 @@ ON_POLICY_SHARE = 0.5
 
 At inference a student's inputs are its own outputs, so the student must learn to return to the teacher's trajectory."""
 EDIT_SHARE = 0.25
-"""Share of image-to-image examples (edits) where the dataset has any; the share is small, because edits are easier."""
+"""Share of image-to-image examples (edits) in training, where the dataset has any; small, because edits are easier."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -189,7 +189,10 @@ class TrajectoryRegressionStage:
         return {name: latent_psnr(*self._rollouts(indices)) for name, indices in parts.items() if len(indices)}
 
     def rollouts(self, count: int) -> tuple[Tensor, Tensor]:
-        """Return final latents of student and teacher on held-out trajectories, float32 [count, C, h, w] each."""
+        """Return final latents of student and teacher on held-out trajectories, float32 [count, C, h, w] each.
+
+        Where fewer than `count` trajectories are held out, they are repeated.
+        """
         return self._rollouts(self._eval_indices[torch.arange(count) % len(self._eval_indices)])
 
     @torch.no_grad()
@@ -247,7 +250,7 @@ class TrajectoryRegressionStage:
         return self._student_rollout(self._gather(indices, first, first), indices, steps)
 
     def _student_rollout(self, batch: TrajectoryBatch, indices: Tensor, steps: Tensor) -> Tensor:
-        """Return the student's latents after the first steps of each trajectory, float32 [B, C, h, w].
+        """Return the student's latents after the first `steps` steps of each trajectory, float32 [B, C, h, w].
 
         Args:
             batch: initial latents and conditioning of the trajectories.

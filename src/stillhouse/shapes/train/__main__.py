@@ -27,7 +27,7 @@ from stillhouse.shapes.train.training_plan import TrainingPlan
 
 
 def main() -> None:
-    """Train the embedded model, starting from checkpoints; without checkpoints, from the shipped weights."""
+    """Train the model that ships with the package, from its checkpoints or else from the shipped weights."""
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(TrainingPlan().seed)

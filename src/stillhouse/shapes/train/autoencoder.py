@@ -1,4 +1,4 @@
-"""First part of training the embedded model: the autoencoder."""
+"""First part of training the model that ships with the package: the autoencoder."""
 
 import math
 from collections.abc import Mapping

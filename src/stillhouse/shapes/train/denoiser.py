@@ -1,4 +1,4 @@
-"""Third part of training the embedded model: the denoiser, which is conditioned on captions."""
+"""Third part of training the model that ships with the package: the denoiser, conditioned on captions."""
 
 from collections.abc import Mapping
 from pathlib import Path

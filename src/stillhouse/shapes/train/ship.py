@@ -1,4 +1,4 @@
-"""`python -m stillhouse.shapes.train.ship`: replace the package's model by a newly trained model that is no worse."""
+"""`python -m stillhouse.shapes.train.ship`: replace the package's model by a trained model that scores no worse."""
 
 import argparse
 import shutil
@@ -20,7 +20,7 @@ _STREAMS = 2
 
 
 def main() -> None:
-    """Import the trained weights, and replace the shipped model if the trained weights score no worse."""
+    """Import trained weights, and replace the package's model by them if they score no worse on captions."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument(
         "--trained", type=Path, default=Path("build/shapes"), help="diffusers directory that training wrote"

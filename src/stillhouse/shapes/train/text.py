@@ -1,4 +1,4 @@
-"""Second part of training the embedded model: the text encoder learns to predict the attributes (slots) of captions.
+"""Second part of training the package's model: the text encoder learns to predict the attributes (slots) of captions.
 
 Training the text encoder together with the denoiser would take longer. The prediction of slots teaches the grammar of
 captions in minutes, and the text encoder then stays unchanged.
@@ -72,7 +72,7 @@ class SlotReader(nn.Module):
     Each slot has an attention query over the text encoder's token vectors, and a linear head.
 
     Args:
-        encoder: the text encoder, which is trained along.
+        encoder: the text encoder, which is trained as well.
     """
 
     def __init__(self, encoder: Any) -> None:

@@ -1,4 +1,4 @@
-"""Build the CLIP tokenizer of the embedded model.
+"""Build the CLIP tokenizer of the model that ships with the package.
 
 Each word of the captions' grammar is one token, and other words are split into smaller pieces, down to letters.
 """

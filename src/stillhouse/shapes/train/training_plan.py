@@ -1,4 +1,4 @@
-"""Hyper-parameters for training the networks of the embedded model and its feature encoder."""
+"""Hyper-parameters for training the networks of the package's model, and the encoder of picture features."""
 
 from dataclasses import dataclass
 
@@ -56,7 +56,7 @@ class TrainingPlan:
 
     Args:
         seed: decides weights, scenes, captions and noise.
-        autoencoder, text_encoder, denoiser: hyper-parameters for these three networks of the embedded model.
+        autoencoder, text_encoder, denoiser: hyper-parameters for these three networks of the model.
         features: hyper-parameters for the classifier whose activations are the features of pictures.
         latent_count: number of scenes that the denoiser is trained on; their latents are encoded once.
         empty_caption_share: share of the examples with an empty caption, which classifier-free guidance requires.
