@@ -1,8 +1,9 @@
 """`stillhouse accelerate`: search the fastest accurate configuration of a pipeline for this machine.
 
-Candidates (backend, graph recipe, precision, sampling variant) are built, measured and compared with the f32 baseline
-on recorded inputs and on generated pictures. The best accepted candidates are written into the manifest.
+A candidate is a combination of backend, precision, quantization and sampling options. Each candidate is built, timed
+and compared with the pipeline in float32 (the baseline) on recorded inputs and on generated pictures. The best accepted
+candidates are written into the pipeline's manifest.
 
-Stages, in order: `calibration` (record inputs), `search` (list candidates), `evaluation` (build, run, compare, time),
-`selection` (choose, apply), `views` (reports).
+Packages in the order of their use: `calibration` (record inputs), `search` (list candidates), `evaluation` (build, run,
+compare, time), `selection` (choose, apply), `views` (reports).
 """

@@ -1,4 +1,7 @@
-"""Options of a sweep, their defaults, and a checksum that tells whether measured trials can be reused."""
+"""Options of a sweep (one run of `stillhouse accelerate`), their defaults, and a checksum of the options.
+
+Measurements of an earlier sweep are reused only where the checksum is unchanged.
+"""
 
 import hashlib
 from collections.abc import Mapping
@@ -17,37 +20,43 @@ from stillhouse.measure.machine import Machine
 from stillhouse.pipelines.manifest import file_sha256
 
 _MEMORY_SHARE = 0.85
-"""Default memory limit of a candidate and its baseline, as a share of the machine's memory."""
+"""Default limit on the memory of the measured process and the baseline's process together, as a share of the machine's
+memory.
+"""
 _KILL_SHARE = 0.97
-"""Share of the memory limit at which processes are killed. The share is below 1 because memory is polled, and a process
-that loads weights allocates between two polls.
+"""Share of the memory limit at which processes are killed. The share is below 1 because memory is read at intervals,
+and a process that loads weights may allocate much memory between two readings.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class AccelerateOptions:
-    """Options of one sweep.
+    """Options of one sweep (run of `stillhouse accelerate`).
+
+    A candidate is one combination of backend, precision and options to measure. A component is a network of the
+    pipeline, such as the denoiser. The source is a pipeline or a single ONNX file.
 
     Args:
-        goal, bounds: objective and constraints of the choice.
+        goal: objective by which the best candidate is chosen.
+        bounds: limits on accuracy and memory that the chosen candidate satisfies.
         budget: seconds that the sweep may take; None: no limit.
-        memory_limit: bytes that a candidate and its baseline may use together; None: `_MEMORY_SHARE` of the machine's
-            memory.
-        timeout: seconds after which a candidate that does not reply is killed.
+        memory_limit: bytes that a candidate's process and the baseline's process may use together; None:
+            `_MEMORY_SHARE` of the machine's memory.
+        timeout: seconds after which a candidate's process that does not reply is killed.
         threads: maximum number of threads of each component; None: the backend's default.
-        components: names of the components to sweep; empty: all.
-        backends: names of the backends to try; empty: all.
-        recipes: names of recipes or precisions to try; empty: all. The f32 baseline is always tried.
+        components: names of the components to measure; empty: all components.
+        backends: names of the backends to try; empty: all backends.
+        recipes: names of quantization recipes or precisions to try; empty: all. The f32 baseline is always tried.
         timing_budget: number of rounds and seconds of each latency comparison; None: a default for each component.
-        requests: requests to generate for calibration and comparison; empty: the embedded model's captions or general
-            prompts.
-        students: names of distilled students that are candidates, as `students.add_students` returns them.
-        inputs: for a bare ONNX file, an .npz file of inputs; None: generated inputs.
-        all_ones: for a bare ONNX file, use inputs filled with ones, as Auto-Acceleration did.
-        shapes: for a bare ONNX file, shapes by input name where the graph's axes are dynamic.
-        shape_ranges: for a bare ONNX file, (minimum, maximum) of each axis by input name.
-        rows: batch sizes for which a static denoiser is opened; empty: `batch_sizes.DEFAULT_SIZES`.
+        requests: images to generate for calibration and comparison; empty: captions or general prompts.
+        students: names of distilled students to try in place of the pipeline, as `students.add_students` returns them.
+        inputs: for a single ONNX file, an .npz file of inputs; None: inputs are generated.
+        all_ones: for a single ONNX file, whether inputs are filled with ones, as in Auto-Acceleration.
+        shapes: for a single ONNX file, shapes by input name; they replace dynamic axes.
+        shape_ranges: for a single ONNX file, (minimum, maximum) shape by input name.
+        rows: batch sizes for which a denoiser with static shapes is opened; empty: `batch_sizes.DEFAULT_SIZES`.
         price: price of one hour of this machine, in `currency`; None: unknown.
+        currency: name of the currency, for example USD.
         device: "auto"; "cpu" for CPU candidates only; or the GPU to use: "cuda", "cuda:1".
     """
 
@@ -74,20 +83,24 @@ class AccelerateOptions:
 
 
 def resolve_memory_limit(requested: int | None, machine: Machine) -> int | None:
-    """Return the bytes at which a candidate and its baseline are killed.
+    """Return the bytes of memory at which measured processes are killed: `_KILL_SHARE` of the limit; None: no limit.
 
     Args:
-        requested: limit of the user in bytes; None: `_MEMORY_SHARE` of the machine's memory.
-        machine: machine whose memory size gives the default; where that size is unknown, the default is no limit, None.
+        requested: the user's limit in bytes; None: `_MEMORY_SHARE` of the machine's memory.
+        machine: this machine. If its memory size is unknown and the user gives no limit, there is no limit.
     """
     limit = requested or (int(_MEMORY_SHARE * machine.memory) if machine.memory else None)
     return None if limit is None else int(_KILL_SHARE * limit)
 
 
 def is_selected(planned: Trial | Candidate, options: AccelerateOptions) -> bool:
-    """Return whether `options.recipes` select the candidate.
+    """Return whether the user's selection of recipes and precisions, `options.recipes`, includes a candidate.
 
-    The f32 baseline and candidates of students (requested by name) are always selected.
+    The f32 baseline and distilled students, which the user requests by name, are always included.
+
+    Args:
+        planned: a candidate to measure, or the trial of a candidate that was excluded without measurement.
+        options: options of the sweep; empty `recipes` include every candidate.
     """
     candidate = planned.candidate if isinstance(planned, Trial) else planned
     names = (candidate.recipe, candidate.precision)
@@ -96,7 +109,10 @@ def is_selected(planned: Trial | Candidate, options: AccelerateOptions) -> bool:
 
 
 def checksum_options(options: AccelerateOptions) -> str:
-    """Return a SHA-256 of the options that measurements depend on. Only sweeps with equal checksums share trials."""
+    """Return a SHA-256, as hexadecimal digits, of the options that influence measurements.
+
+    A sweep reuses the measurements of an earlier sweep only if both have the same checksum.
+    """
     facts = {
         "threads": options.threads,
         "timing_budget": options.timing_budget,
@@ -118,10 +134,14 @@ def checksum_options(options: AccelerateOptions) -> str:
 def format_axis_ranges(
     shape_ranges: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]], axes: Mapping[str, Axes]
 ) -> str:
-    """Return the ranges of a graph's named axes in the format of TensorRT's optimization profiles.
+    """Return the ranges of a graph's named axes as text for the `axes` setting of the TensorRT backend.
 
-    Where inputs share an axis, its range is the intersection of the ranges of these inputs. Axes without a name or with
-    one allowed length are left out; the result is empty where no axis varies.
+    Where several inputs share an axis, its range is the intersection of their ranges. An axis is left out if it has no
+    name or only one allowed length. The result is empty where no axis varies.
+
+    Args:
+        shape_ranges: (minimum, maximum) shape by input name.
+        axes: name or fixed length of each axis, by input name.
 
     >>> format_axis_ranges({"x": ((1, 3, 32), (8, 3, 64))}, {"x": ("rows", 3, "width")})
     'rows=1-8,width=32-64'
@@ -136,11 +156,12 @@ def format_axis_ranges(
 
 
 def fill_default_bounds(bounds: Bounds, workspace: Workspace) -> Bounds:
-    """Return the bounds with defaults where they are None.
+    """Return the accuracy bounds with a default in place of each None.
 
-    Defaults: 20 dB SQNR for a bare ONNX file; for a pipeline, whose pictures are compared too, 10 dB SQNR at every
-    noise level, 25 dB PSNR and 0.9 SSIM of same-seed pictures (no visible difference), and a score drop of at most one
-    point where an oracle scores the pictures.
+    Default for a single ONNX file: 20 dB SQNR (signal to quantization noise ratio) of every output. Defaults for a
+    pipeline, whose pictures are compared too: 10 dB SQNR at every noise level, and 25 dB PSNR and 0.9 SSIM of pictures
+    of equal seeds, which is no visible difference. If a program (oracle) scores the pictures, the score may also drop
+    by at most one percentage point.
     """
     if not workspace.is_pipeline:
         return replace(bounds, min_sqnr=20.0 if bounds.min_sqnr is None else bounds.min_sqnr)

@@ -1,4 +1,4 @@
-"""Regression check: measure an applied choice again and compare it with the recorded report."""
+"""Regression check: measure again what a sweep (`stillhouse accelerate`) chose, and compare with the sweep's report."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -29,13 +29,13 @@ _ROUNDS = 10
 
 @dataclass(frozen=True, slots=True)
 class RegressionResult:
-    """Result of one component.
+    """Result of the regression check of one network or of the whole pipeline.
 
     Args:
-        component: name of the component.
-        recorded: trial that the report holds.
-        measured: trial measured now.
-        problem: description of the regression; empty: none.
+        component: name of the network, such as "denoiser"; "pipeline" for the whole pipeline.
+        recorded: measurements in the report of the sweep.
+        measured: measurements of this check.
+        problem: description of the regression; empty where there is none.
     """
 
     component: str
@@ -45,21 +45,21 @@ class RegressionResult:
 
 
 def check_regression(directory: Path, report: Report, threads: int | None = None) -> Iterator[RegressionResult]:
-    """Measure the chosen candidate of every component next to its baseline, then whole pictures.
+    """Measure what a sweep chose again: each network next to its f32 baseline, then the whole pipeline.
 
-    Components use the recorded probes of the sweep. Where a distilled student was chosen, only whole pictures are
-    measured.
+    Networks run on the inputs that the sweep recorded. If the sweep chose a distilled student, only the whole pipeline
+    is measured.
 
     Args:
-        directory: the sweep's directory.
-        report: the sweep's report.
-        threads: maximum number of threads of each component; None: as in the sweep.
+        directory: output directory of `stillhouse accelerate`.
+        report: report of the sweep in this directory.
+        threads: maximum number of threads of each network; None: the number of the sweep.
 
     Yields:
-        one result for each component, the whole pipeline last.
+        a result for each network, and last for the whole pipeline if the report has a choice for it.
 
     Raises:
-        PipelineError: nothing was chosen, or the directory lacks the probes or a graph of the report.
+        PipelineError: the report has no choice, or recorded inputs or a graph are missing from the directory.
     """
     if not report.chosen:
         raise PipelineError(
@@ -138,7 +138,7 @@ def _format_ratio(ratio: Ratio) -> str:
 
 
 def _check_pipeline(directory: Path, report: Report, threads: int | None) -> RegressionResult:
-    """Compare whole pictures of the chosen pipeline with the baseline pipeline."""
+    """Measure speed and pictures of the chosen pipeline again, next to the f32 baseline pipeline."""
     recorded = report.trial(PIPELINE, report.chosen[PIPELINE])
     manifest = original_manifest(directory)
     options = AccelerateOptions(memory_limit=report.memory_limit, threads=threads)

@@ -1,4 +1,4 @@
-"""The initial report of a sweep: the valid trials of an earlier run in the same directory, or an empty report."""
+"""The report that a sweep starts from: valid measurements of an earlier run in the same directory, or an empty report."""
 
 import os
 import warnings
@@ -20,14 +20,18 @@ _PACKAGES = ("stillhouse", "numpy", "onnx")
 
 
 def load_or_create_report(workspace: Workspace, options: AccelerateOptions) -> Report:
-    """Return the report of an earlier run with the trials that are still valid, or a new report."""
+    """Return the report of an earlier run with its still valid trials (measured candidates), or a new empty report.
+
+    If machine, package versions or options have changed, warn and delete the measurements in the directory.
+    """
     return _load_report(workspace, options) or _create_report(workspace, options)
 
 
 def _load_report(workspace: Workspace, options: AccelerateOptions) -> Report | None:
-    """Return the report of an earlier run with the trials that are still valid; None where the trials cannot be reused.
+    """Return the report of an earlier run with its still valid trials (measured candidates); None: none can be reused.
 
     A component whose baseline is no longer valid loses all its trials, because they were compared with that baseline.
+    If machine, package versions or options have changed, warn and delete the measurements in the directory.
     """
     if not (workspace.directory / REPORT_FILE).is_file():
         return None
@@ -67,7 +71,10 @@ def _load_report(workspace: Workspace, options: AccelerateOptions) -> Report | N
 def _is_still_valid(
     trial: Trial, workspace: Workspace, options: AccelerateOptions, bounds: Bounds, same_limits: bool
 ) -> bool:
-    """Return whether a trial of an earlier run can be reused."""
+    """Return whether a trial (measured candidate) of an earlier run can be reused with the present options and bounds.
+
+    A failed trial is reused only where `same_limits` says that timeout and memory limit are unchanged.
+    """
     candidate = trial.candidate
     if trial.artifact and not (workspace.directory / trial.artifact).is_dir():
         return False
@@ -83,7 +90,7 @@ def _is_still_valid(
 
 
 def package_versions() -> dict[str, str]:
-    """Return the versions of the installed packages that decide what a sweep measures."""
+    """Return the versions, by name, of the installed packages that influence measurements: backends, numpy and onnx."""
     packages = [package for name in backend_names() for package in find_backend(name).packages]
     return installed_versions([*_PACKAGES, *packages])
 

@@ -1,4 +1,4 @@
-"""State of a sweep that its stages share: workspace, options, growing report and clock."""
+"""State of a sweep (run of `stillhouse accelerate`): directory, options, clock, and the report of results so far."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,22 +12,25 @@ from stillhouse.accelerate.selection.choose import choose_trials
 from stillhouse.accelerate.workspace import Workspace
 
 _TRIALS_SHARE = 0.95
-"""Share of the time budget for trials. The rest is for writing reports and for a call that is still running."""
+"""Share of the time budget in which candidates are measured. The remaining 5 % is for writing reports and for a call
+that is still running when the share ends.
+"""
 _MIN_TIMEOUT = 20.0
-"""Minimum timeout in seconds of one call of a candidate process, even if less of the budget is left."""
+"""Minimum timeout in seconds of one command to a candidate's process, even if less of the time budget is left."""
 
 ProgressCallback = Callable[[str, float, float], None]
-"""Called with the current activity, the number of finished items and their total number."""
+"""Function that reports progress. Its arguments: the current activity, the number of finished items, the total number.
+"""
 
 
 class SweepState:
-    """State of one sweep, in memory only.
+    """State of one sweep (run of `stillhouse accelerate`). This class writes no files.
 
     Args:
-        workspace: workspace that `prepare_workspace` returned.
-        options: candidates to try, and the goal.
-        report: the report to extend.
-        on_progress: called before every step.
+        workspace: working directory and source, from `prepare_workspace`.
+        options: goal of the sweep, limits, and which candidates to try.
+        report: measurements so far; later measurements are added.
+        on_progress: called with the current activity before each part of the work.
     """
 
     def __init__(
@@ -42,35 +45,48 @@ class SweepState:
 
     @property
     def timeout(self) -> float:
-        """Return the seconds that one call of a candidate process may take, limited by the budget that is left."""
+        """Return the seconds that one command to a candidate's process may take.
+
+        The result is the timeout of the options, or the time left of the budget if that is less, but at least
+        `_MIN_TIMEOUT`.
+        """
         return min(self.options.timeout, max(_MIN_TIMEOUT, self.seconds_left()))
 
     @property
     def memory_limit(self) -> int | None:
-        """Return the bytes that all candidate processes may use together; None where the memory is unknown."""
+        """Return the bytes that all open candidate processes may use together; None: no limit."""
         return resolve_memory_limit(self.options.memory_limit, self.report.machine)
 
     def seconds_left(self, share: float = 1.0) -> float:
-        """Return the seconds left of a share of this run's budget; infinity without a budget."""
+        """Return the seconds until a share of the time budget for measurements is used; infinity without a budget.
+
+        The result is negative once the time has passed.
+
+        Args:
+            share: 0 to 1; 1 is all of the time for measurements.
+        """
         if self.options.budget is None:
             return float("inf")
         return share * _TRIALS_SHARE * self.options.budget - (monotonic() - self.start_time)
 
     def add_trial(self, trial: Trial) -> None:
-        """Add a trial to the report, replacing an earlier trial of the same candidate."""
+        """Add a trial (a candidate with its measurements) to the report; replace an earlier trial of its candidate."""
         key = (trial.candidate.component, trial.candidate.key)
         others = [other for other in self.report.trials if (other.candidate.component, other.candidate.key) != key]
         self.save_report(replace(self.report, trials=(*others, trial)))
 
     def find_trial(self, candidate: Candidate) -> Trial | None:
-        """Return the trial of a candidate that was already evaluated; None where it has no trial or was skipped."""
+        """Return the report's trial (measurements) of a candidate; None where the candidate was not evaluated yet.
+
+        A skipped trial counts only if it was timed.
+        """
         trials = [trial for trial in self.report.trials_of(candidate.component) if trial.candidate.key == candidate.key]
         return next((trial for trial in trials if trial.status != "skipped" or trial.ratio), None)
 
     def chosen_report(self) -> Report:
-        """Return the report with a choice among the trials so far."""
+        """Return a copy of the report that chooses the best candidate of each component from the trials so far."""
         return choose_trials(self.report, self.options.goal, self.report.bounds)
 
     def save_report(self, report: Report) -> None:
-        """Replace the report."""
+        """Replace the report in memory."""
         self.report = report

@@ -1,6 +1,7 @@
-"""The sweep: evaluate every candidate of every component, then candidates that generate whole pictures, then choose.
+"""The sweep, which `stillhouse accelerate` runs: measure all candidates and choose the best.
 
-`report.json` holds the state of the sweep. It is written after every trial; an interrupted sweep resumes from it.
+First, every candidate (combination of backend, precision and options) of every network is measured, then whole
+pipelines. `report.json` is written after every measurement, and an interrupted sweep resumes from this file.
 """
 
 import os
@@ -48,26 +49,26 @@ from stillhouse.pipelines.manifest import TRIALS, Component
 _COMPONENT_ORDER = ("denoiser", "network", "decoder", "text_encoder", "text_encoder_2", "encoder")
 _BUDGET_SHARES = {"denoiser": 0.4, DECODER: 0.44}
 _COMPONENTS_SHARE = 0.48
-"""Shares of the time budget by which the denoiser, the decoder and the other components are done. The remaining time is
-for whole pictures.
+"""Share of the time budget after which no further candidate of other components, such as text encoders, is measured.
+`_BUDGET_SHARES` has the shares of the denoiser and the decoder. The time that remains is for whole pictures.
 """
 
 
 def run_sweep(
     workspace: Workspace, options: AccelerateOptions, on_progress: ProgressCallback = lambda activity, done, total: None
 ) -> Report:
-    """Evaluate all candidates, choose, and write the choice into the workspace's manifest.
+    """Measure all candidates, choose the best, and write the choice into the manifest of the working directory.
 
-    KeyboardInterrupt ends the sweep early: the choice is made from the trials so far. It is raised again if there are
-    no trials.
+    A candidate is a combination of backend, precision and options. KeyboardInterrupt ends the sweep early: the choice
+    is made among the candidates measured so far. If none was measured, KeyboardInterrupt is raised again.
 
     Args:
-        workspace: workspace that `prepare_workspace` returned.
-        options: candidates to try, and the goal.
-        on_progress: called before every step.
+        workspace: working directory with the source's networks, from `prepare_workspace`.
+        options: goal, limits, and which candidates to try.
+        on_progress: called with the current activity before each part of the work.
 
     Returns:
-        the report, which is also in `report.json`.
+        the report, which is also written to `report.json`.
     """
     sweep = Sweep(workspace, options, on_progress)
     try:
@@ -79,7 +80,7 @@ def run_sweep(
 
 
 class Sweep(SweepState):
-    """A sweep whose state is written to `report.json` after every change."""
+    """A sweep (measurement of all candidates) whose report is written to `report.json` after every change."""
 
     def __init__(self, workspace: Workspace, options: AccelerateOptions, on_progress: ProgressCallback) -> None:
         start_time = monotonic()  # the budget includes the time to query the backends
@@ -90,7 +91,7 @@ class Sweep(SweepState):
         self.earlier_seconds = self.report.seconds
 
     def run(self) -> None:
-        """Record probes, sweep every component, then search whole pipelines."""
+        """Record inputs of every network, measure the candidates of every network, then those of whole pipelines."""
         probes = self._record_probes()
         if self.workspace.is_pipeline:
             sample_requests = comparison_requests(original_manifest(self.workspace.directory), self.options.requests)[
@@ -127,13 +128,13 @@ class Sweep(SweepState):
         self.save_report(replace(self.report, finished=True))
 
     def finish(self) -> Report:
-        """Choose among all trials, write the manifest, and return the report."""
+        """Choose the best measured candidates, write the choice into the manifest, and return the report."""
         self.save_report(self.chosen_report())
         apply_choice(self.workspace.directory, self.report)
         return self.report
 
     def seconds_elapsed(self) -> float:
-        """Return the seconds of the sweep, including interrupted earlier runs."""
+        """Return the seconds that the sweep has taken so far, including interrupted earlier runs."""
         return self.earlier_seconds + monotonic() - self.start_time
 
     def _record_probes(self) -> Mapping[str, Path]:
@@ -188,10 +189,14 @@ class Sweep(SweepState):
     def _evaluate_candidate(
         self, candidate: Candidate, context: EvaluationContext, baseline: BaselineRun | None, share: float
     ) -> Trial:
-        """Return the trial of a candidate.
+        """Measure a candidate next to the baseline, and return its trial (measurements and verdict).
 
-        If the baseline's process died before or during the evaluation, reopen it and evaluate the candidate a second
-        time: the failure may be the baseline's.
+        Restart the baseline's process if it is dead. If it dies during a failed evaluation, evaluate the candidate a
+        second time, because the baseline may have caused the failure. The trial is "skipped" without a baseline,
+        without time left, and where `dominated_reason` expects no gain.
+
+        Args:
+            share: share of the time budget in which candidates of this network are measured.
         """
         if baseline is None:
             return Trial(candidate, "skipped", "no baseline candidate ran")
@@ -224,7 +229,10 @@ class Sweep(SweepState):
     def _open_baseline(
         self, candidates: Sequence[Candidate], context: EvaluationContext
     ) -> Iterator[BaselineRun | None]:
-        """Yield the first f32 candidate that runs, open for comparison; None where none runs."""
+        """Yield the first f32 candidate that runs, with its process open for comparison; None where no candidate runs.
+
+        The process is killed at the end of the context.
+        """
         baseline = None
         for candidate in candidates:
             if baseline is None and candidate.recipe == "f32" and candidate.precision == "f32":
@@ -236,7 +244,10 @@ class Sweep(SweepState):
                 baseline.process.kill()
 
     def _evaluate_baseline(self, candidate: Candidate, context: EvaluationContext) -> BaselineRun | None:
-        """Return the candidate as open baseline, restored from an earlier run or evaluated now; None if it fails."""
+        """Open a candidate as the baseline and return it; None if it fails.
+
+        Outputs are read from an earlier run of the sweep. If there are none, the candidate is evaluated now.
+        """
         if self.find_trial(candidate) and (restored := restore_baseline(candidate, context)):
             return restored
         trial, baseline = evaluate(candidate, context, None)
@@ -246,7 +257,8 @@ class Sweep(SweepState):
                 baselines = {**self.report.baselines, candidate.component: candidate.key}
                 report = replace(self.report, baselines=baselines)
                 if not self.workspace.is_pipeline:
-                    apply_choice(self.workspace.directory, report)  # from now on `stillhouse` can open the directory
+                    # Write the manifest now, so that other commands can open the directory even if the sweep fails.
+                    apply_choice(self.workspace.directory, report)
                 self.save_report(report)
         except BaseException:
             if baseline is not None:
@@ -286,21 +298,24 @@ class Sweep(SweepState):
         return shorten_requests(manifest, comparison_requests(manifest, self.options.requests))
 
     def _decoder_side(self, component: WorkspaceComponent, probes: Path) -> int | None:
-        """Return the longer side in pixels of the recorded decoder calls; None for other components."""
+        """Return the longer side in pixels of the picture that the first recorded decoder call decodes.
+
+        The result is None for components other than the decoder.
+        """
         if component.name != DECODER:
             return None
         _, _, *sides = next(iter(read_probes(probes)[0].feeds.values())).shape
         return int(max(sides)) * original_manifest(self.workspace.directory).latent.downscale
 
     def save_report(self, report: Report) -> None:
-        """Replace the report and write it to the workspace."""
+        """Replace the report, update its duration and load average, and write it to `report.json`."""
         load = (report.load[0], os.getloadavg()[0])
         self.report = replace(report, seconds=self.seconds_elapsed(), load=load)
         write_report(self.workspace.directory, self.report)
 
 
 def _select_backends(options: AccelerateOptions) -> dict[str, BackendStatus]:
-    """Return the status of the backends to try, by name.
+    """Return the status (version, devices, or why it is missing) of each backend to try, by name.
 
     Raises:
         InvalidRequest: an unknown backend was requested.
@@ -312,7 +327,11 @@ def _select_backends(options: AccelerateOptions) -> dict[str, BackendStatus]:
 
 
 def _select_components(workspace: Workspace, options: AccelerateOptions) -> list[WorkspaceComponent]:
-    """Return the components to sweep, the most expensive first."""
+    """Return the networks to measure, the most expensive first.
+
+    Raises:
+        InvalidRequest: the options name an unknown network.
+    """
     for name in options.components:
         check_choice("component", name, [component.name for component in workspace.components])
     components = [
@@ -327,6 +346,9 @@ def _select_components(workspace: Workspace, options: AccelerateOptions) -> list
 
 
 def probe_batch_size(probes: Path) -> int:
-    """Return the batch size of the recorded probes: the first axis of the input of highest rank."""
+    """Return the batch size of the inputs recorded in a file: the first axis of the input of highest rank.
+
+    The result is 1 where all inputs are scalars.
+    """
     tensor = max(read_probes(probes)[0].feeds.values(), key=lambda array: array.ndim)
     return int(tensor.shape[0]) if tensor.ndim else 1

@@ -1,4 +1,7 @@
-"""The working directory of a sweep: a copy of the source pipeline or ONNX file, with its components."""
+"""The working directory of a sweep (run of `stillhouse accelerate`): a copy of the source pipeline or ONNX file.
+
+The source's networks (components) are measured, and the result is written, in this copy. The source stays unchanged.
+"""
 
 import hashlib
 import json
@@ -24,23 +27,23 @@ from stillhouse.pipelines.manifest import (
 )
 
 SOURCE_FILE = "source.json"
-"""Name of the file, in the folder of trials, that records which source the directory belongs to."""
+"""Name of the file, in the folder of measurements, that records name and checksum of the copied source."""
 _STAGING, _IMPORTED = ".staging.", "imported"
 _LINK_BYTES = 64 << 20
-"""File size in bytes from which files are hard-linked instead of copied, if the file system allows. Weights are never
-modified in place.
+"""Size in bytes from which a file is hard-linked instead of copied, if the file system allows. A link is safe because
+weights are never modified in place.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class WorkspaceComponent:
-    """One component of the source.
+    """One component (network) of the copied source.
 
     Args:
-        name: component name; "network" for a bare ONNX file.
+        name: component name, such as "denoiser"; "network" for a single ONNX file.
         graph: absolute path of the ONNX graph.
-        component: the manifest's entry; for a bare ONNX file an entry with default settings.
-        signature: inputs and outputs of the graph.
+        component: the component's entry in the pipeline's manifest; for a single ONNX file, default settings.
+        signature: names and axes of the graph's inputs and outputs.
     """
 
     name: str
@@ -50,14 +53,19 @@ class WorkspaceComponent:
 
     @property
     def has_dynamic_batch(self) -> bool:
-        """Return whether every input has a dynamic first axis."""
+        """Return whether every input has a first axis, and its length is dynamic."""
         return all(axes and not isinstance(axes[0], int) for axes in self.signature.inputs.values())
 
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """A prepared directory: name of the source, path, components, and whether they form a pipeline (False: a bare ONNX
-    file).
+    """A working directory that `prepare_workspace` filled.
+
+    Args:
+        name: name of the source.
+        directory: absolute path of the working directory.
+        components: the networks of the source.
+        is_pipeline: True for a pipeline, False for a single ONNX file.
     """
 
     name: str
@@ -67,15 +75,17 @@ class Workspace:
 
 
 def prepare_workspace(source: str, directory: Path) -> Workspace:
-    """Copy `source` into `directory`, or reuse the copy of an earlier sweep.
+    """Copy the source of a sweep into its working directory, or reuse the copy of an earlier sweep.
+
+    A diffusers model is converted to a pipeline first.
 
     Args:
-        source: name of an embedded model, a pipeline directory, a diffusers directory, or an ONNX file.
-        directory: a new or empty directory, or one of an earlier sweep of the same source.
+        source: name of an embedded model, or path of a pipeline directory, a diffusers directory or an ONNX file.
+        directory: a new or empty directory, or the directory of an earlier sweep of the same source.
 
     Raises:
         UnknownModel, PipelineError, ImportFailed: the source cannot be used.
-        InvalidRequest: the directory holds something else or cannot be written.
+        InvalidRequest: the directory contains other files or cannot be written.
     """
     path, directory = Path(source), directory.absolute()
     if path.suffix == ".onnx":
@@ -86,7 +96,7 @@ def prepare_workspace(source: str, directory: Path) -> Workspace:
 
 
 def _prepare_pipeline(source: Path, directory: Path) -> Workspace:
-    """Copy a pipeline directory. Where the pipeline was accelerated, copy its original manifest."""
+    """Copy a pipeline directory. If `stillhouse accelerate` wrote its manifest, copy the original manifest instead."""
     manifest, manifest_file = read_manifest(source), source / MANIFEST
     if is_sweep_directory(source):
         manifest, manifest_file = original_manifest(source), source / TRIALS / MANIFEST
@@ -130,7 +140,7 @@ def _prepare_network(source: Path, directory: Path) -> Workspace:
 
 
 def _read_workspace(directory: Path) -> Workspace:
-    read_manifest(directory)  # verifies the files' checksums
+    read_manifest(directory)  # raises an error if a file of the pipeline is missing or damaged
     components = []
     for name, component in original_components(directory).items():
         graph = directory / component.graph
@@ -139,24 +149,24 @@ def _read_workspace(directory: Path) -> Workspace:
 
 
 def is_sweep_directory(directory: Path) -> bool:
-    """Return whether the directory is the workspace of a pipeline's sweep."""
+    """Return whether `stillhouse accelerate` has used the directory as the working directory of a pipeline."""
     return (directory / TRIALS / MANIFEST).is_file()
 
 
 def original_manifest(directory: Path) -> Manifest:
-    """Return the manifest as it was before a choice was applied."""
+    """Return the manifest of the source pipeline, as it was before `stillhouse accelerate` changed it."""
     document = json.loads((directory / TRIALS / MANIFEST).read_bytes())
     document.pop("checksum", None)
     return convert_manifest(document)
 
 
 def original_components(directory: Path) -> dict[str, Component]:
-    """Return the components, by name, as they were before a choice was applied."""
+    """Return the components of the source pipeline by name, without the changes of `stillhouse accelerate`."""
     return dict(original_manifest(directory).components)
 
 
 def f32_components(directory: Path) -> dict[str, Component]:
-    """Return the original components with default settings: onnxruntime in float32. They form the baseline."""
+    """Return the source pipeline's components by name, set to run on onnxruntime in float32, as the baseline does."""
     return {
         name: Component(component.graph, component.weights)
         for name, component in original_components(directory).items()
@@ -183,11 +193,19 @@ def _needs_copy(directory: Path, source: Path, identity: str) -> bool:
 
 @contextmanager
 def _staging_folder(directory: Path, name: str, identity: str) -> Iterator[Path]:
-    """Yield a folder inside `directory` whose content is moved into `directory` on success and removed on failure.
+    """Empty `directory`, and yield a new folder inside it for files to copy.
 
-    The folder is inside `directory` because the parent of a mount point may be read-only. A leftover staging folder
-    marks an interrupted copy, so everything in `directory` is then removed. SOURCE_FILE is written with `name` and
-    `identity`.
+    On success the folder's content is moved into `directory`. On an error everything in `directory` is removed. The
+    folder is inside `directory` because the parent of a mount point may be read-only.
+
+    Args:
+        directory: directory to fill; it is created if it does not exist.
+        name: name of the source, stored in SOURCE_FILE.
+        identity: checksum of the source, stored in SOURCE_FILE.
+
+    Raises:
+        InvalidRequest: the directory cannot be written.
+        PipelineError: copying failed with an error of the operating system.
     """
     staging = directory / f"{_STAGING}{os.getpid()}"
     existed = directory.is_dir()
@@ -216,7 +234,7 @@ def _staging_folder(directory: Path, name: str, identity: str) -> Iterator[Path]
 
 
 def link_or_copy(source: Path, destination: Path) -> None:
-    """Copy a file, creating parent folders. Files of `_LINK_BYTES` or more are hard-linked if possible."""
+    """Copy a file, creating parent folders. A file of `_LINK_BYTES` or more is hard-linked instead if possible."""
     destination.parent.mkdir(parents=True, exist_ok=True)
     if source.stat().st_size >= _LINK_BYTES:
         try:

@@ -1,1 +1,1 @@
-"""Records of a sweep: candidates, trials and the report, as frozen dataclasses and JSON."""
+"""Records of a sweep as frozen dataclasses: candidates (what to measure), trials (measurements) and the report."""

@@ -1,4 +1,4 @@
-"""A candidate: one configuration of one component, before it is measured."""
+"""A candidate: one configuration (backend, precision, options) of a network or a whole pipeline, to be measured."""
 
 import hashlib
 from collections.abc import Mapping
@@ -8,36 +8,37 @@ from stillhouse.backends.registry import find_backend
 
 DECODER = "decoder"
 NETWORK = "network"
-"""Name of the only component of a bare ONNX file."""
+"""Component name of a single ONNX file that is accelerated without a pipeline."""
 PIPELINE = "pipeline"
 """Component name of candidates that change how whole pictures are made (sampling variants, students)."""
 GRAPH_RECIPES = ("f16", "fp8-static", "int8-static", "int8-dynamic", "uint8-dynamic", "int8-weights", "int4-weights")
-"""Recipes that write a new graph. Candidates of other recipes open the component's own graph."""
+"""Recipes (conversions of a network) that write a new graph. Candidates of other recipes open an existing graph."""
 DISTILLED = "distilled"
-"""Recipe of a distilled student: its decoder, or the whole student for a pipeline candidate."""
+"""Recipe name of candidates that take a distilled student's networks: its decoder only, or the whole pipeline."""
 
 BATCH_DEPENDENT = "its quantization scale spans the batch, so a picture would depend on the other pictures in the batch"
-"""Rejection reason of a pipeline component whose output rows depend on the other rows of the batch."""
+"""Reason for rejecting a quantized network of a pipeline whose output for one picture depends on the rest of the batch.
+"""
 _OTHER_RECIPES = ("f32", DISTILLED, "sampling", "baseline")
-"""Recipes that build no new graph from the component's own graph."""
+"""Recipe names of candidates that open an existing graph, so that no graph is built."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One configuration of one component.
+    """One configuration, to be measured, of a component (a network of a pipeline) or of a whole pipeline.
 
     Args:
-        component: denoiser, decoder, text_encoder, ...; "network" for a bare ONNX file; "pipeline" for a configuration
-            of whole pictures.
+        component: denoiser, decoder, text_encoder, ...; "network" for a single ONNX file; "pipeline" for a
+            configuration of the whole pipeline (a pipeline candidate).
         backend: onnxruntime, openvino, torch, ...; "stillhouse" for a pipeline candidate.
         recipe: how the graph is made: `f32` (unchanged), `f16`, `fp8-static`, `int8-static`, `int8-dynamic`,
-            `uint8-dynamic`, `int8-weights`, `int4-weights`, `distilled`. For a pipeline candidate `sampling`,
-            `distilled`, or `baseline` (only a reference for comparisons).
+            `uint8-dynamic`, `int8-weights`, `int4-weights`, `distilled`. For a pipeline candidate: `sampling` (other
+            sampling options), `distilled`, or `baseline` (only a reference for comparisons).
         precision: compute precision requested from the backend: f32, bf16, f16, auto.
         options: settings of the backend (threads, streams, shapes=static, attention, memory_format, compile, kernels,
-            rows; on a GPU device, graphs, provider, offload, batches, axes); `tile`, the side in pixels of a decoder's
-            tiles; `student`, the name of a distilled student; for a pipeline candidate the changed request fields
-            (sampler, steps, guidance_interval, cache_interval).
+            rows; on a GPU also device, graphs, provider, offload, batches, axes); `tile`, the side in pixels of a
+            decoder's tiles; `student`, the name of a distilled student; for a pipeline candidate the sampling options
+            that it changes (sampler, steps, guidance_interval, cache_interval).
         keep: names of nodes that a quantization recipe leaves in float.
 
     >>> Candidate("denoiser", "openvino", "int8-static", options={"streams": "2"}).name
@@ -53,7 +54,7 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """Return a readable name, unique within the component."""
+        """Return a readable name that no other candidate of the same component has."""
         precision = [] if self.precision in ("f32", self.recipe) else [self.precision]
         float_nodes = [f"{len(self.keep)} nodes in float"] if self.keep else []
         options = [f"{name.replace('_', ' ')} {value}" for name, value in sorted(self.options.items())]
@@ -71,7 +72,10 @@ class Candidate:
 
     @property
     def is_batch_dependent(self) -> bool:
-        """Return whether a picture would depend on the other pictures in its batch."""
+        """Return whether the quantized network's output for one picture depends on the other pictures of its batch.
+
+        The result is always False for a single ONNX file.
+        """
         if not self.makes_graph or self.component == NETWORK:
             return False
         recipe = find_backend(self.backend).recipes.get(self.recipe)
@@ -79,12 +83,12 @@ class Candidate:
 
     @property
     def key(self) -> str:
-        """Return a unique name for the candidate's folder: letters, digits and dashes."""
+        """Return a name of letters, digits and dashes for the candidate's folder, unique within the component."""
         return self._folder_name((self.precision, sorted(self.options.items()), self.keep))
 
     @property
     def artifact_key(self) -> str:
-        """Return a name for the folder of the recipe's graph. Candidates with equal graphs share it."""
+        """Return a name for the folder of the graph that the recipe builds; candidates of equal graphs share it."""
         return self._folder_name((self.keep, self.options["student"]) if self.recipe == DISTILLED else self.keep)
 
     def _folder_name(self, facts: object) -> str:

@@ -1,4 +1,7 @@
-"""The report of a sweep: all trials and the choice. `report.json` is the source of every view."""
+"""The report of a sweep: measurements of all candidates, and the chosen candidates.
+
+`report.json` stores the report. The HTML page, the spreadsheet and the terminal output are made from this file.
+"""
 
 import json
 from collections.abc import Mapping
@@ -21,16 +24,19 @@ GOALS: tuple[Goal, ...] = ("latency", "throughput", "memory", "cost")
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Constraints that an accepted trial satisfies. None: no constraint.
+    """Limits that a measured candidate must satisfy to be accepted, relative to the f32 baseline. None: no limit.
+
+    A probe is a set of recorded inputs of a network. The oracle is a program that checks whether a picture shows what
+    its prompt asks for; the score is the share of correct pictures.
 
     Args:
-        min_sqnr: dB, for every output at every probe, relative to the baseline.
-        min_psnr: dB, mean over same-seed pictures.
-        min_ssim: mean over same-seed pictures.
-        max_score_drop: percentage points (1 is one picture in a hundred) by which the oracle's score may fall.
-        min_score: the oracle's score, 0 to 1.
-        max_memory: bytes.
-        max_mae: mean absolute error of every output at every probe, relative to the baseline.
+        min_sqnr: minimum signal to quantization noise ratio in dB of every output for every probe.
+        min_psnr: minimum PSNR in dB, mean over pictures of equal seeds.
+        min_ssim: minimum SSIM, mean over pictures of equal seeds.
+        max_score_drop: maximum drop of the score in percentage points (1 is one picture in a hundred).
+        min_score: minimum score, 0 to 1.
+        max_memory: maximum peak memory of the process in bytes.
+        max_mae: maximum mean absolute error of every output for every probe.
     """
 
     min_sqnr: float | None = None
@@ -44,30 +50,33 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The result of one sweep.
+    """The result of one sweep (run of `stillhouse accelerate`).
+
+    A trial is a candidate (configuration of a network) with its measurements. Keys are those of `Candidate.key`.
 
     Args:
         source: name of the accelerated model.
-        goal, bounds: objective and constraints of the choice.
-        machine, fingerprint, versions: machine and package versions of the measurements.
-        load: load average over one minute, at the start and at the end.
+        goal, bounds: objective and constraints by which candidates are chosen.
+        machine, fingerprint, versions: measured machine, checksum of its properties, and versions by package.
+        load: load average of the machine over one minute, at the start and at the end of the sweep.
         started: UTC time, ISO 8601.
-        seconds, budget: duration of the sweep and its time limit.
-        baselines: by component, the key of the candidate that ratios and errors refer to.
-        trials: all candidates in the order of the search; pipeline candidates last.
-        chosen: by component, the key of the chosen candidate; "pipeline": the chosen sampling variant or student.
-        evaluated_with: by component, the key of the candidate with which whole pictures were measured.
-        probes: by component, a description of its probes.
-        prompts: prompts of the sample pictures, in their order.
+        seconds, budget: duration of the sweep and its time limit in seconds; None: no limit.
+        baselines: by component, the key of the candidate that speed-ups and errors refer to.
+        trials: all trials in the order of the search; trials of whole pipelines last.
+        chosen: by component, the key of the chosen candidate; "pipeline": the chosen sampling options or student.
+        evaluated_with: by component, the key of the candidate with which whole pictures were generated and measured.
+        probes: by component, a description of the inputs that were recorded or generated for it.
+        prompts: prompts of the sample pictures, in the order of the pictures.
         price: price of one hour of this machine, for the goal `cost`; None: unknown.
-        currency: currency of the price.
+        currency: name of the price's currency.
         finished: False while the sweep runs and after an interruption.
         options_checksum: checksum of the options that measurements depend on, see `options.checksum_options`.
         threads: maximum number of threads of each component; None: the backend's default.
-        timeout, memory_limit: seconds of one call of a candidate process, and bytes, as requested by the user.
-        exact_only: True restricts the choice to components with at least `accuracy.EXACT_SQNR`, because the
-            individually accepted components together violated a bound.
-        version: format of the report.
+        timeout: seconds that one command to a candidate's process may take, as the user requested.
+        memory_limit: bytes that open processes may use together, as the user requested; None: the default.
+        exact_only: True restricts the choice to components with an SQNR of at least `accuracy.EXACT_SQNR`, because
+            components that were accepted one by one violated a bound when used together.
+        version: version of the file format.
     """
 
     source: str
@@ -98,17 +107,18 @@ class Report:
 
     @property
     def is_resumable(self) -> bool:
-        """Return whether another run would evaluate more candidates: the sweep was interrupted or out of time."""
+        """Return whether running the sweep again would measure more: it was interrupted, or its time budget ended."""
         return not self.finished or any(trial.reason == BUDGET_ENDED for trial in self.trials)
 
     def trials_of(self, component: str) -> tuple[Trial, ...]:
-        """Return the trials of one component in their order."""
+        """Return the trials (measured candidates) of one component, in the order of the report."""
         return tuple(trial for trial in self.trials if trial.candidate.component == component)
 
     @property
     def chosen_student(self) -> str | None:
-        """Return the name of the student chosen for whole pictures; None: no student. A student replaces the chosen
-        components.
+        """Return the name of the distilled student that was chosen in place of the pipeline; None: no student.
+
+        A chosen student is used as a whole, so the components chosen for the pipeline are not used.
         """
         chosen = [
             trial.candidate for trial in self.trials_of(PIPELINE) if trial.candidate.key == self.chosen.get(PIPELINE)
@@ -116,7 +126,7 @@ class Report:
         return chosen[0].options.get("student") if chosen else None
 
     def trial(self, component: str, key: str) -> Trial:
-        """Return the trial of a component by its candidate's key.
+        """Return the trial (measured candidate) of a component whose candidate has the given `Candidate.key`.
 
         Raises:
             KeyError: the report has no such trial.
@@ -128,22 +138,22 @@ class Report:
 
 
 def relative_path(path: Path, root: Path) -> str:
-    """Return the path relative to `root`, with forward slashes, as a report stores it."""
+    """Return a path as a report stores it: relative to the directory `root`, with forward slashes."""
     return path.resolve().relative_to(root.resolve()).as_posix()
 
 
 def write_report(directory: Path, report: Report) -> None:
-    """Write `report.json` atomically."""
+    """Write a report to `report.json` in a directory: to a temporary file first, which then replaces the old file."""
     temporary = directory / f".{REPORT_FILE}.part"
     temporary.write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")
     temporary.replace(directory / REPORT_FILE)
 
 
 def read_report(directory: Path) -> Report:
-    """Read `report.json`.
+    """Return the report that `report.json` in a directory contains.
 
     Raises:
-        PipelineError: the file is missing, damaged, or of another version.
+        PipelineError: the file is missing, damaged, or of another version of the format.
     """
     path = directory / REPORT_FILE
     fix = "create it with `stillhouse accelerate SOURCE -o DIR`"

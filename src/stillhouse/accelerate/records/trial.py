@@ -1,4 +1,7 @@
-"""A trial: a candidate with its measurements and verdict. Every candidate gets one, whatever happens."""
+"""A trial: a candidate (configuration of a network or pipeline) with its measurements and verdict.
+
+Every candidate gets a trial, even if it fails or is not measured.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,27 +12,29 @@ from stillhouse.measure.clock import Ratio, Timing, paired_ratio, summarise
 from stillhouse.measure.fidelity import Fidelity
 
 Status = Literal["accepted", "rejected", "failed", "excluded", "skipped"]
-"""accepted: within every bound. rejected: it ran and violated a bound. failed: an error ended it. excluded: not
-applicable on this machine. skipped: not evaluated, or not completely.
+"""Verdict on a candidate. accepted: it satisfies every bound. rejected: it ran and violates a bound. failed: an error
+ended its evaluation. excluded: it does not suit this machine or model. skipped: it was not evaluated, or only in part.
 """
 BUDGET_ENDED = "the time budget ended first; run the sweep again to continue"
-"""Reason of candidates that were skipped for lack of time."""
+"""Text that the report gives as the reason of each candidate that was skipped for lack of time."""
 
 
 @dataclass(frozen=True, slots=True)
 class PictureFidelity:
-    """Difference between a candidate's pictures and the baseline's, of the same prompts and seeds.
+    """Difference between a candidate's pictures and the f32 baseline's pictures of the same prompts and seeds.
+
+    The oracle is a program that checks whether a picture shows every property that its prompt asks for.
 
     Args:
         count: number of pictures compared.
-        psnr: dB, mean over pictures; identical pictures count as 99.
-        worst_psnr: dB, of the worst picture.
+        psnr: mean PSNR over the pictures in dB; a picture identical to the baseline's counts as 99.
+        worst_psnr: lowest PSNR of a picture in dB.
         ssim: mean structural similarity, up to 1.
         drift: relative RMS error of the final latents, mean over pictures; None: unknown.
-        score: share of pictures for which the oracle finds every requested property correct, 0 to 1; None: no oracle.
-        baseline_score: score of the baseline's pictures.
-        score_gain: mean of the paired score difference with its 95 % interval: (mean, low, high).
-        files: sample pictures, one file for each prompt, relative to the report.
+        score: share of the candidate's pictures that the oracle finds correct, 0 to 1; None: there is no oracle.
+        baseline_score: share of the baseline's pictures that the oracle finds correct; None: there is no oracle.
+        score_gain: mean difference of the scores, candidate minus baseline, with its 95 % interval: (mean, low, high).
+        files: paths of sample pictures relative to the report's directory, one for each prompt.
     """
 
     count: int
@@ -45,24 +50,27 @@ class PictureFidelity:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A candidate with its measurements. None and empty values were not measured.
+    """A candidate (configuration of a network or pipeline) with its measurements. None and empty: not measured.
+
+    Paths are relative to the report's directory. The baseline is the unmodified f32 candidate.
 
     Args:
-        status, reason: verdict, and one sentence with its cause; empty where accepted.
-        executed: precision of the heavy layers, as read back from the backend.
-        census: number of heavy operations by precision.
-        fidelity: by probe ("noise 0.9", "output boxes", ...), error of the outputs relative to the baseline.
-        pictures: difference of the pictures from the baseline's.
-        seconds, ratio: duration of one call (one picture for a pipeline candidate), and speed-up over the component's
-            baseline.
+        candidate: the configuration that was measured.
+        status, reason: verdict, and one sentence with its cause; the reason of an accepted candidate is empty.
+        executed: compute precision, as the backend reports it after opening the network.
+        census: number of convolutions, matrix products and attentions by compute precision.
+        fidelity: error of the outputs relative to the baseline, by label of the recorded input ("noise 0.9", ...).
+        pictures: difference between the candidate's pictures and the baseline's.
+        seconds: duration of one call; of one picture for a candidate of the whole pipeline.
+        ratio: speed-up over the baseline.
         batch: seconds per row by batch size ("1", "2", ...).
         build_seconds, open_seconds, first_seconds: duration of building the graph, opening it, and the first call.
         peak_bytes: peak memory of the process.
-        gpu_bytes: GPU memory after the probes ran, see `CandidateWorker.gpu_memory`; None on the CPU.
+        gpu_bytes: GPU memory after all recorded inputs ran, see `CandidateWorker.gpu_memory`; None on the CPU.
         file_bytes: size of all files needed to run the candidate.
-        artifact: directory of the recipe's graph, relative to the report; None: the component's own graph.
-        graph: the graph that is opened, relative to the report.
-        log, reproduce: files relative to the report.
+        artifact: directory of the graph that was built; None: the component's own graph is used.
+        graph: path of the graph that is opened.
+        log, reproduce: paths of the process's log, and of a script that measures the candidate again.
         rows: batch size of the timed call.
     """
 
@@ -90,9 +98,14 @@ class Trial:
 
     @property
     def worst_fidelity(self) -> Fidelity | None:
-        """Return the fidelity of the probe with the lowest SQNR; None where nothing was compared."""
+        """Return the lowest fidelity, by SQNR, of the outputs for any recorded input; None where none was compared."""
         return min(self.fidelity.values(), key=lambda fidelity: fidelity.sqnr, default=None)
 
     def with_timings(self, seconds: Sequence[float], baseline_seconds: Sequence[float]) -> "Trial":
-        """Return the trial with new timings: seconds of its calls, and of baseline calls in the same rounds."""
+        """Return a copy of the trial with a new duration and a new speed-up.
+
+        Args:
+            seconds: duration of the candidate's call in each round.
+            baseline_seconds: duration of the baseline's call in each of these rounds.
+        """
         return replace(self, seconds=summarise(seconds), ratio=paired_ratio(baseline_seconds, seconds))
