@@ -1,4 +1,4 @@
-"""The report that a sweep starts from: valid measurements of an earlier run in the same directory, or an empty report."""
+"""The report that a sweep starts from: valid measurements of an earlier run in the directory, or an empty report."""
 
 import os
 import warnings

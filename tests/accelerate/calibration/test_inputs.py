@@ -337,18 +337,18 @@ def test_an_axis_in_front_holds_several(graphs: dict[str, Path], tmp_path: Path)
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"input_ids": IDS}, r"lacks attention_mask; allowed: an array for each input"),
+        ({"input_ids": IDS}, r"lacks arrays for attention_mask; allowed: an array for each input"),
         (
             {"input_id": IDS, "attention_mask": IDS},
             r"there is no input \(in own.npz\) 'input_id'; allowed: .*; did you mean 'input_ids'\?",
         ),
         (
             {"input_ids": IDS.astype(np.int32), "attention_mask": IDS},
-            r"'input_ids' is int32; allowed: int64; use .astype\('int64'\)",
+            r"array 'input_ids' has the dtype int32; allowed: int64; use .astype\('int64'\)",
         ),
         (
             {"input_ids": IDS[0], "attention_mask": IDS},
-            r"'input_ids' has 1 axes; allowed: 2 axes, or 3 with an axis of input sets",
+            r"'input_ids' has 1 axes; allowed: 2 axes, or 3 of which the first counts sets",
         ),
         (
             {"input_ids": IDS, "attention_mask": IDS[:, :3]},
@@ -356,11 +356,11 @@ def test_an_axis_in_front_holds_several(graphs: dict[str, Path], tmp_path: Path)
         ),
         (
             {"input_ids": np.stack([IDS] * 2), "attention_mask": np.stack([IDS] * 3)},
-            r"has different numbers of input sets: input_ids 2, attention_mask 3; allowed: the same number in each",
+            r"has different numbers of input sets in its arrays: input_ids 2, attention_mask 3; allowed: the same",
         ),
         (
             {"input_ids": IDS[None][:0], "attention_mask": IDS},
-            r"has different numbers of input sets: input_ids 0; allowed: the same number in each array, at least 1",
+            r"has different numbers of input sets in its arrays: input_ids 0; allowed: the same number of sets",
         ),
         (
             {"input_ids": np.array([[None]]), "attention_mask": IDS},

@@ -1,1 +1,1 @@
-"""Compatibility with the config files and folders of Auto-Acceleration."""
+"""Reading of the config files and folders of Auto-Acceleration (github.com/visionhong/Auto-Acceleration)."""

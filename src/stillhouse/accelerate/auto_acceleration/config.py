@@ -1,6 +1,6 @@
 """The config.yml of Auto-Acceleration (github.com/visionhong/Auto-Acceleration, readme.md), with additional keys.
 
-Inputs are matched by name, so their order has no meaning. Missing keys get defaults.
+The file gives device, input shapes, precisions and limits of an acceleration. Missing keys get defaults.
 """
 
 import math
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 ONES = "ones"
-"""Value of `probe` for inputs filled with ones, as Auto-Acceleration uses."""
+"""Value of the key `probe` that requests measurement on inputs filled with ones, as Auto-Acceleration does."""
 DEVICES = ("auto", "cpu", "gpu")
 PRECISIONS = ("f32", "bf16", *GRAPH_RECIPES)
 _ALIASES: Mapping[str, tuple[str, ...]] = {
@@ -59,7 +59,12 @@ _EXAMPLE = "[1, 3, 224, 224]"
 
 @dataclass(frozen=True, slots=True)
 class InputShapes:
-    """Allowed shapes of one input, from `min` to `max` on each axis. `use` is the shape to measure and optimize for."""
+    """Allowed shapes of one input of a network.
+
+    Args:
+        min, max: smallest and largest length of each axis.
+        use: shape to measure and to optimize for.
+    """
 
     min: tuple[int, ...]
     use: tuple[int, ...]
@@ -67,7 +72,7 @@ class InputShapes:
 
     @property
     def axes(self) -> tuple[int | None, ...]:
-        """Return the length of each axis; None where the axis varies.
+        """Return the length of each axis; None where its smallest and largest length differ.
 
         >>> InputShapes(min=(1, 9, 32), use=(1, 9, 64), max=(4, 9, 64)).axes
         (None, 9, None)
@@ -77,16 +82,17 @@ class InputShapes:
 
 @dataclass(frozen=True, slots=True)
 class AutoAccelerationConfig:
-    """Content of a config.yml.
+    """Content of a config.yml of Auto-Acceleration, with additional keys of Stillhouse.
 
     Args:
         device: auto, cpu, gpu, or the index of a GPU.
-        inputs: shapes by input name; empty: the graph's shapes, with dynamic axes inferred.
-        outputs: shapes by output name; optional.
-        precision: recipes to try, out of PRECISIONS; empty: all applicable ones.
-        goal, tolerance: objective and constraints of the choice; see `report.Bounds`.
-        iterations: number of timed calls; None: time until the speed-up's interval is narrow.
-        probe: a file of inputs (see `inputs.read_npz_inputs`), or ONES; None: generated inputs.
+        inputs: shapes by input name; empty: the graph's own shapes, and inferred lengths of dynamic axes.
+        outputs: shapes by output name; may be empty.
+        precision: precisions and quantizations to try, out of PRECISIONS; empty: all that apply to the model.
+        goal: objective of the choice among the measured candidates; None: not given.
+        tolerance: limits on accuracy and memory of the choice.
+        iterations: number of timing rounds; None: time until the confidence interval of the speed-up is narrow.
+        probe: path of an .npz file of inputs (see `inputs.read_npz_inputs`), or ONES; None: inputs are generated.
     """
 
     device: str | int = "auto"
@@ -100,20 +106,20 @@ class AutoAccelerationConfig:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shape of each input that is measured."""
+        """Return the shape to measure of each input, by name."""
         return {name: shapes.use for name, shapes in self.inputs.items()}
 
     @property
     def shape_ranges(self) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-        """Return the (minimum, maximum) shape of each input."""
+        """Return the (minimum, maximum) shape of each input, by name."""
         return {name: (shapes.min, shapes.max) for name, shapes in self.inputs.items()}
 
 
 def read_config(path: Path) -> AutoAccelerationConfig:
-    """Read a config.yml of Auto-Acceleration, with or without the additional keys.
+    """Read a config.yml of Auto-Acceleration, with or without additional keys of Stillhouse.
 
-    Names are kept as they are written: an input `0` has the name "0". `min_shape` and `max_shape` default to
-    `use_shape`, so `use_shape` alone makes an input static. The path of `probe` is relative to the file's directory.
+    Input names are read as text: an input `0` has the name "0". `min_shape` and `max_shape` default to `use_shape`, so
+    an input with only `use_shape` has a static shape. The path `probe` is relative to the directory of the config.
 
     Raises:
         InvalidRequest: the file is missing, not YAML, or contains an unknown key or an invalid value.
@@ -140,11 +146,18 @@ def read_config(path: Path) -> AutoAccelerationConfig:
 
 
 def check_config(config: AutoAccelerationConfig, signature: Signature) -> None:
-    """Raise an error where a config does not match the graph. A config without inputs matches every graph.
+    """Check that the shapes of a config match the inputs and outputs of a graph.
+
+    A config without inputs and outputs matches every graph.
+
+    Args:
+        config: the config to check.
+        signature: names and axes of the graph's inputs and outputs.
 
     Raises:
-        InvalidRequest: an input or output is not in the graph, an input of the graph is missing, a rank is wrong, a
-            fixed axis has a range or another length, or one named axis has two lengths.
+        InvalidRequest: the graph lacks an input or output of the config, the config lacks an input of the graph, a
+            shape has the wrong number of axes, an axis that is fixed in the graph has another length or a range, or
+            axes of equal names have different lengths.
     """
     for name in config.inputs:
         check_choice("input", name, signature.inputs)
@@ -162,15 +175,15 @@ def _check_has_all_inputs(config: AutoAccelerationConfig, signature: Signature) 
         axes = [1 if axis is None else axis for axis in signature.inputs[missing[0]]]
         raise InvalidRequest(
             f"the config lacks input {', '.join(map(repr, missing))}",
-            allowed=f"a shape for each of {', '.join(signature.inputs)}, or no `input` at all to infer them",
+            allowed=f"a shape for each of {', '.join(signature.inputs)}, or no key `input`, to have shapes inferred",
             fix=f"add under `input`:  {missing[0]}: {{use_shape: {_format_axes(axes)}}}",
         )
 
 
 def _check_axes(name: str, shapes: InputShapes, axes: Axes) -> None:
     if len(shapes.use) != len(axes):
-        message = f"the shapes of input {name!r} have {len(shapes.use)} axes, like {_format_axes(shapes.use)}"
-        raise InvalidRequest(message, allowed=f"{len(axes)} axes, as the graph has: {_format_axes(axes)}")
+        message = f"the config gives input {name!r} {len(shapes.use)} axes: {_format_axes(shapes.use)}"
+        raise InvalidRequest(message, allowed=f"{len(axes)} axes, as in the graph: {_format_axes(axes)}")
     for index, axis in enumerate(axes):
         low, high = shapes.min[index], shapes.max[index]
         if isinstance(axis, int) and (low, high) != (axis, axis):
@@ -178,12 +191,21 @@ def _check_axes(name: str, shapes: InputShapes, axes: Axes) -> None:
             raise InvalidRequest(
                 f"axis {index} of input {name!r} {description}, but is fixed in the graph",
                 allowed=f"{axis}",
-                fix=f"write {axis} there, or export the model with that axis dynamic",
+                fix=f"write {axis} into the config, or export the model with this axis dynamic",
             )
 
 
 def _read_mapping(where: str, value: object, keys: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the value; raise InvalidRequest unless it is a mapping with keys out of `keys` (empty: any keys)."""
+    """Return a value of the config unchanged, after checking that it is a mapping with allowed keys.
+
+    Args:
+        where: position of the value in the config, for error messages.
+        value: the value to check.
+        keys: allowed keys; empty: all keys are allowed.
+
+    Raises:
+        InvalidRequest: the value is no mapping, or has a key that is not allowed.
+    """
     if not isinstance(value, dict):
         raise InvalidRequest(f"{where} is {_shorten(value)}", allowed="a mapping: `name:` with indented keys below")
     for key in value if keys else ():
@@ -192,7 +214,14 @@ def _read_mapping(where: str, value: object, keys: Sequence[str] = ()) -> dict[s
 
 
 def _check_choice_in(where: str, what: str, value: object, allowed: Iterable[str]) -> None:
-    """Call `check_choice` and add the location to its error."""
+    """Raise InvalidRequest where a value of the config is not among the allowed ones.
+
+    Args:
+        where: position of the value in the config; the message begins with it.
+        what: kind of the value, for the message, such as "device".
+        value: the value to check.
+        allowed: allowed values.
+    """
     try:
         check_choice(what, value, allowed)
     except InvalidRequest as error:
@@ -218,21 +247,21 @@ def _check_shapes(where: str, shapes: InputShapes) -> None:
     for key, shape in (("min_shape", shapes.min), ("max_shape", shapes.max)):
         if len(shape) != len(use):
             message = f"{where}: {key} {_format_axes(shape)} and use_shape {_format_axes(use)} differ in rank"
-            raise InvalidRequest(message, allowed="the same number of axes")
+            raise InvalidRequest(message, allowed="the same number of axes in both shapes")
     for index, (low, length, high) in enumerate(zip(shapes.min, use, shapes.max, strict=True)):
         if low > high:
-            message = f"{where}: on axis {index}, min_shape is {low} and max_shape {high}"
+            message = f"{where}: on axis {index}, min_shape {low} is larger than max_shape {high}"
             raise InvalidRequest(message, allowed="min_shape at most max_shape on every axis")
         if not low <= length <= high:
-            message = f"{where}: on axis {index}, use_shape is {length}"
-            raise InvalidRequest(message, allowed=f"{low} to {high}, from min_shape and max_shape")
+            message = f"{where}: on axis {index}, use_shape {length} is not between min_shape and max_shape"
+            raise InvalidRequest(message, allowed=f"{low} to {high}")
 
 
 def _read_shape(where: str, value: object) -> tuple[int, ...] | None:
     if value is None:
         return None
     if not isinstance(value, list) or not all(type(axis) is int and 0 < axis <= _MAX_AXIS_LENGTH for axis in value):
-        allowed = f"a list of integers from 1, such as {_EXAMPLE}; [] for a scalar"
+        allowed = f"a list of integers of at least 1, such as {_EXAMPLE}; [] for a scalar"
         raise InvalidRequest(f"{where} is {_shorten(value)}", allowed=allowed)
     return tuple(value)
 
@@ -259,7 +288,8 @@ def _read_goal(where: str, values: Sequence[object]) -> Goal | None:
         _check_choice_in(where, "goal", name, GOALS)
     if len(set(values)) > 1:
         raise InvalidRequest(
-            f"{where} has the goal {values[0]!r} and the objective {values[1]!r}", allowed="one of them or equal values"
+            f"{where} has different values for the keys goal, {values[0]!r}, and objective, {values[1]!r}",
+            allowed="only one of these keys, or equal values",
         )
     return next((goal for goal in GOALS if goal in values), None)
 
@@ -297,7 +327,10 @@ def _read_probe(path: Path, value: object) -> Path | str | None:
     if value is None:
         return None
     if not isinstance(value, str) or not value:
-        raise InvalidRequest(f"{path}: probe is {_shorten(value)}", allowed=f"the name of an .npz file, or {ONES}")
+        raise InvalidRequest(
+            f"{path}: probe is {_shorten(value)}",
+            allowed=f"the name of an .npz file of inputs, or {ONES} for inputs filled with ones",
+        )
     return value if value == ONES else path.parent / value
 
 

@@ -1,4 +1,4 @@
-"""The folders of an Auto-Acceleration project: config, model and output."""
+"""The folders of an Auto-Acceleration project: `input/config`, `input/model` and `output`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,13 @@ _EXPECTED = "input/config/config.yml, one input/model/*.onnx with its external d
 
 @dataclass(frozen=True, slots=True)
 class ProjectLayout:
-    """Paths of a project. `config` is None where the project has no config file; `output` may not exist yet."""
+    """Paths of an Auto-Acceleration project.
+
+    Args:
+        config: the config file; None where the project has none.
+        model: the .onnx file.
+        output: directory for results, which may not exist yet.
+    """
 
     config: Path | None
     model: Path
@@ -20,10 +26,10 @@ class ProjectLayout:
 
 
 def find_layout(root: Path) -> ProjectLayout:
-    """Find the model and the output directory that belong to a config.
+    """Return the paths of an Auto-Acceleration project: config file, model and output directory.
 
     Args:
-        root: a config file, `.../input/config/config.yml`, or the directory with the folder `input`.
+        root: the config file, `.../input/config/config.yml`, or the directory that contains the folder `input`.
 
     Raises:
         InvalidRequest: a folder is missing, or the model folder does not contain exactly one .onnx file.
@@ -37,19 +43,19 @@ def find_layout(root: Path) -> ProjectLayout:
     elif root.is_file():
         inputs, config = root.absolute().parent.parent, root
     else:
-        raise InvalidRequest(f"{root} does not exist", allowed=_EXPECTED)
+        raise InvalidRequest(f"{root} does not exist", allowed=f"a project of {_EXPECTED}")
     return ProjectLayout(config, _find_model(inputs / _MODEL), inputs.parent / _OUTPUT)
 
 
 def _find_model(models: Path) -> Path:
     fix = "pass the model explicitly: stillhouse accelerate MODEL.onnx --config CONFIG.yml -o DIR"
     if not models.is_dir():
-        raise InvalidRequest(f"the directory {models} does not exist", allowed=_EXPECTED, fix=fix)
-    # Some systems add a file with a leading dot when they copy a file; the added file is no model.
+        raise InvalidRequest(f"the directory {models} does not exist", allowed=f"a project of {_EXPECTED}", fix=fix)
+    # Files with a leading dot are left out, because macOS adds a file `._NAME`, which is no model, to a copied file.
     paths = sorted(path for path in models.glob("*.onnx") if path.is_file() and not path.name.startswith("."))
     if not paths:
-        raise InvalidRequest(f"{models} contains no .onnx file", allowed=_EXPECTED, fix=fix)
+        raise InvalidRequest(f"{models} contains no .onnx file", allowed=f"a project of {_EXPECTED}", fix=fix)
     if len(paths) > 1:
         names = ", ".join(path.name for path in paths)
-        raise InvalidRequest(f"{models} contains {len(paths)} models: {names}", allowed="one model", fix=fix)
+        raise InvalidRequest(f"{models} contains {len(paths)} models: {names}", allowed="exactly one model", fix=fix)
     return paths[0]

@@ -1,4 +1,4 @@
-"""Strict YAML: a duplicate key is refused, and every key is read as the text that the file has."""
+"""Strict reading of YAML: a duplicate key is an error, and every key is read as text, exactly as the file spells it."""
 
 from importlib import import_module
 from pathlib import Path
@@ -10,9 +10,9 @@ _TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 
 
 def read_yaml(path: Path) -> Any:
-    """Read one YAML document: dicts with str keys, lists, and scalars.
+    """Return the YAML document of a file: dicts with str keys, lists, and scalars; None for an empty file.
 
-    YAML 1.1 reads the keys 007, on and 1.0 as 7, True and a float; here they are "007", "on" and "1.0".
+    Keys are not converted: 007, on and 1.0 become "007", "on" and "1.0". YAML 1.1 reads such keys as 7, True and 1.0.
 
     Raises:
         InvalidRequest: the file is missing or not YAML, or a key occurs twice or is not a scalar.
@@ -32,7 +32,7 @@ def read_yaml(path: Path) -> Any:
     except InvalidRequest:
         raise
     except (ValueError, OverflowError, RecursionError) as error:
-        raise InvalidRequest(f"{path} cannot be parsed: {error}", allowed="plain YAML") from None
+        raise InvalidRequest(f"{path} cannot be parsed: {error}", allowed="a valid YAML document") from None
 
 
 def _import_yaml() -> Any:
@@ -44,7 +44,16 @@ def _import_yaml() -> Any:
 
 
 def _check_keys(yaml: Any, root: Any, path: Path) -> None:
-    """Raise an error on duplicate keys, and turn all other keys into text."""
+    """Check all mappings of a YAML document, and mark their keys, in place, to be read as text.
+
+    Args:
+        yaml: the module of PyYAML.
+        root: root node of the document, as `yaml.compose` returns it.
+        path: path of the file, for error messages.
+
+    Raises:
+        InvalidRequest: a key occurs twice in a mapping or is not a scalar.
+    """
     pending, visited = [root], set()
     while pending:
         node = pending.pop()
@@ -63,18 +72,18 @@ def _check_mapping(yaml: Any, node: Any, path: Path) -> None:
     for key, _ in node.value:
         line = key.start_mark.line + 1
         if not isinstance(key, yaml.ScalarNode):
-            raise InvalidRequest(f"{path}: the key on line {line} is not a scalar", allowed="text or a number")
+            raise InvalidRequest(f"{path}: the key on line {line} is not a scalar", allowed="a text or a number as key")
         if key.tag == _MERGE:
             continue
         if key.value in lines:
-            message = f"{path}: {key.value!r} is on line {lines[key.value]} and again on line {line}"
-            raise InvalidRequest(message, allowed="every key once", fix="delete one of them")
+            message = f"{path}: the key {key.value!r} is on line {lines[key.value]} and again on line {line}"
+            raise InvalidRequest(message, allowed="each key once in a mapping", fix="delete one of the two lines")
         lines[key.value] = line
         key.tag = _TEXT
 
 
 def _format_error(error: Any) -> str:
-    """Return the parser's message with the line number."""
+    """Return the message of an error of PyYAML with the line number in the file, if the error has one."""
     mark = getattr(error, "problem_mark", None)
     message = getattr(error, "problem", None) or str(error).splitlines()[0]
     return f"{message} (line {mark.line + 1})" if mark else message

@@ -1,1 +1,1 @@
-"""Inputs of components: recorded while pictures are generated, read from files, or generated from a graph."""
+"""Inputs on which networks are calibrated, compared and timed: recorded, read from files, or generated from a graph."""

@@ -1,6 +1,6 @@
-"""Probes: inputs of a component, recorded while real pictures are generated, at several noise levels.
+"""Probes: inputs of a network, recorded at several noise levels while pictures are generated.
 
-Probes calibrate quantization. Candidates are also compared and timed on probes.
+Probes serve as calibration data of quantization. Candidates are also compared and timed on probes.
 """
 
 import json
@@ -17,9 +17,9 @@ from stillhouse.pipelines.pipeline import Pipeline
 from stillhouse.pipelines.roles import DENOISER, DENOISER_FULL, DENOISER_SHALLOW
 
 PROBES_FILE = "probes.npz"
-"""Name of the file of a component's probes, in the folder of its trials."""
+"""Name of the file with the recorded inputs (probes) of a network, in the folder of the network's measurements."""
 LARGE_BATCH_LABEL = "rows together"
-"""Part of the label of a probe that was gathered from rows of several other probes."""
+"""Text in the label of a probe (recorded inputs) whose batch was put together from rows of several other probes."""
 _LABELS = "labels"
 
 Feeds = Mapping[str, NDArray[Any]]
@@ -27,17 +27,26 @@ Feeds = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Probe:
-    """One recorded call: a label with its origin ("noise 0.97, prompt 2") and the inputs by name."""
+    """Recorded inputs of one call of a network, or the outputs for these inputs.
+
+    Args:
+        label: origin of the inputs, for example "noise 0.97, prompt 2".
+        feeds: arrays by name of the input or output.
+    """
 
     label: str
     feeds: Feeds
 
 
 def interleave_rows(probes: Sequence[Probe], rows: int) -> list[tuple[int, int]]:
-    """Return (probe, row) indices of a batch of `rows` rows that alternates between probes, as a server batches
-    pictures.
+    """Return which rows of recorded inputs (probes) make up a batch: a (probe, row) index pair for each of its rows.
 
-    Probes whose shapes differ from the first probe's shapes are left out. The first axis of every tensor counts rows.
+    Consecutive rows come from different probes, as a server puts rows of different pictures into a batch. Rows are
+    repeated if there are too few. Probes whose shapes differ from those of the first probe are not used.
+
+    Args:
+        probes: recorded inputs; the first axis of every array counts rows.
+        rows: number of rows of the batch.
 
     >>> pair = Probe("of two rows", {"x": np.zeros((2, 4))})
     >>> interleave_rows([pair, pair, Probe("larger", {"x": np.zeros((2, 5))})], 5)
@@ -49,7 +58,12 @@ def interleave_rows(probes: Sequence[Probe], rows: int) -> list[tuple[int, int]]
 
 
 def gather_rows(probes: Sequence[Probe], places: Sequence[tuple[int, int]]) -> Probe:
-    """Return one probe of the rows at `places`: (probe, row) indices into the inputs or outputs `probes`."""
+    """Return one probe (set of arrays by name) that consists of rows of several probes.
+
+    Args:
+        probes: recorded inputs, or the outputs for these inputs.
+        places: (probe, row) index pairs, from `interleave_rows`.
+    """
     feeds = {name: np.array([probes[probe].feeds[name][row] for probe, row in places]) for name in probes[0].feeds}
     return Probe(f"{len(places)} {LARGE_BATCH_LABEL}", feeds)
 
@@ -59,7 +73,7 @@ def _shapes(feeds: Feeds) -> dict[str, tuple[int, ...]]:
 
 
 class RecordingPipeline(Pipeline):
-    """A pipeline that records the inputs of its components while `label` is not empty."""
+    """A pipeline that records the inputs of its networks in `recorded`, by network, while `label` is not empty."""
 
     label = ""
 
@@ -68,7 +82,7 @@ class RecordingPipeline(Pipeline):
         self.recorded: dict[str, list[Probe]] = {name: [] for name in self.manifest.components}
 
     def run(self, component: str, feeds: Feeds) -> Mapping[str, NDArray[Any]]:
-        """Run the component with this name, and record its inputs while `label` is not empty."""
+        """Run the network of this name and return its outputs by name. If `label` is not empty, record its inputs."""
         if self.label and component != DENOISER_SHALLOW:
             probe = Probe(self.label, {name: self.arrays.to_numpy(array).copy() for name, array in feeds.items()})
             self.recorded[DENOISER if component == DENOISER_FULL else component].append(probe)
@@ -78,16 +92,16 @@ class RecordingPipeline(Pipeline):
 def record_probes(
     pipeline: RecordingPipeline, requests: Sequence[ImageRequest], levels: int = 4
 ) -> dict[str, list[Probe]]:
-    """Generate a picture of each request and record the inputs of all components.
+    """Generate a picture for each request, and record inputs of all networks of the pipeline.
 
     Args:
-        pipeline: pipeline that is opened on the float32 baseline.
+        pipeline: the pipeline, with its networks in float32.
         requests: requests with different prompts and seeds.
-        levels: number of noise levels, spread over the trajectory, at which the denoiser is recorded.
+        levels: number of noise levels, spread over the steps of a picture, at which the denoiser is recorded.
 
     Returns:
-        probes by component: every call of the text encoders and the autoencoder, and `levels` calls of the denoiser per
-            picture.
+        recorded inputs by network: of every call of the text encoders, the decoder and the encoder, and of `levels`
+            calls of the denoiser per picture.
     """
     for number, request in enumerate(requests):
         pipeline.label = f"prompt {number}"
@@ -110,13 +124,16 @@ def record_probes(
 
 
 def write_probes(path: Path, probes: Sequence[Probe]) -> None:
-    """Write probes to an .npz file: arrays `<number>/<input>`, and the labels."""
+    """Write probes (recorded inputs with labels) to an .npz file, creating its folder.
+
+    The array of an input is named `<index of the probe>/<name of the input>`. The labels are a JSON list in `labels`.
+    """
     arrays = {f"{number}/{name}": array for number, probe in enumerate(probes) for name, array in probe.feeds.items()}
     _write_npz(path, [probe.label for probe in probes], arrays)
 
 
 def read_probes(path: Path) -> list[Probe]:
-    """Read the probes that `write_probes` wrote."""
+    """Return the probes (recorded inputs with labels) of an .npz file that `write_probes` wrote."""
     with np.load(path, allow_pickle=False) as stored:
         labels: list[str] = json.loads(str(stored[_LABELS]))
         feeds: list[dict[str, NDArray[Any]]] = [{} for _ in labels]

@@ -1,4 +1,7 @@
-"""Properties of an ONNX graph's inputs that follow from their consumers: channels, features, table sizes."""
+"""Properties of an ONNX graph's inputs that follow from the nodes which read them.
+
+Examples are the channels that a convolution requires, and the size of an embedding table that an input indexes.
+"""
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -25,7 +28,7 @@ _ELEMENTWISE_OPS = {
     "QuantizeLinear",
     "DequantizeLinear",
 }
-"""Operators whose output has the axes of their input."""
+"""Operators whose output has the same axes as their input, so that a length required after them holds before them."""
 _PASS_THROUGH_OPS = _ELEMENTWISE_OPS | {
     "Reshape",
     "Unsqueeze",
@@ -38,23 +41,26 @@ _PASS_THROUGH_OPS = _ELEMENTWISE_OPS | {
     "Max",
     "Min",
 }
-"""Operators whose output elements are all elements of their input."""
+"""Operators through which an index into a table may pass on its way from an input of the graph to a Gather node."""
 _CONSTANT_OPS = {"Cast", "Identity", "DequantizeLinear"}
 _MIN_POSITIONS = 8
-"""Minimum number of rows of a position embedding: a table that no input of the graph indexes."""
+"""Minimum number of rows of a position embedding. A smaller table that no input indexes is taken for something else."""
 
 
 @dataclass(frozen=True, slots=True)
 class GraphInputs:
-    """Inputs of a graph, and the properties that the nodes which consume them require.
+    """Inputs of a graph, and what the nodes that read them require.
+
+    All mappings have names of inputs as keys. An input without the property is missing from the mapping.
 
     Args:
-        axes, dtypes: by input, its axes and numpy dtype ("object" for strings).
-        channels: by input, the length of axis 1 that the first convolution requires, where there is one.
-        features: by input, the length of the last axis that the first matrix product requires.
-        table_rows: by input, the rows of the smallest table that the input indexes.
-        max_positions: rows of the smallest position embedding (a table that no input indexes), which limits the
-            sequence length; None: the graph has no such table.
+        axes: fixed length, name or None (unknown) of each axis.
+        dtypes: numpy dtype; "object" for strings.
+        channels: length of axis 1 that the first convolution after the input requires.
+        features: length of the last axis that the first matrix product after the input requires.
+        table_rows: number of rows of the smallest embedding table that the input indexes.
+        max_positions: number of rows of the smallest position embedding (a table that no input indexes), which limits
+            the sequence length; None: the graph has no position embedding.
     """
 
     axes: Mapping[str, Axes]
@@ -66,7 +72,7 @@ class GraphInputs:
 
 
 def read_graph_inputs(graph: Path) -> GraphInputs:
-    """Read an ONNX file without its external weights.
+    """Return the inputs of an ONNX file and what its nodes require of them. External weights are not read.
 
     Raises:
         PipelineError: the file is missing or not an ONNX graph.
@@ -81,7 +87,7 @@ def read_graph_inputs(graph: Path) -> GraphInputs:
     nodes = list(onnx_graph.node)
     constants = _constant_shapes(onnx_graph.initializer, nodes)
     consumers = _Consumers(nodes)
-    # The key is the name of the node's first output, because that name is unique in a graph.
+    # Nodes may lack a name, so the key of a table is the name of its node's first output, which is unique in a graph.
     tables = {node.output[0]: rows for node in nodes if (rows := _lookup_rows(node, constants))}
     uses = {name: [node.output[0] for node, slot in consumers(name, _PASS_THROUGH_OPS) if slot == 1] for name in axes}
     indexed = {name: [tables[output] for output in outputs if output in tables] for name, outputs in uses.items()}
@@ -101,7 +107,11 @@ def read_graph_inputs(graph: Path) -> GraphInputs:
 
 
 class _Consumers:
-    """Finds the nodes that a tensor reaches through nodes of given operators, and the input slot where it arrives."""
+    """Finds the nodes that use a tensor, directly or through nodes of given operators.
+
+    A call takes the tensor's name and the operators to pass through. It yields each node that is reached, with the
+    index of the node's input.
+    """
 
     def __init__(self, nodes: Iterable[Any]) -> None:
         self.consumers: defaultdict[str, list[tuple[Any, int]]] = defaultdict(list)
@@ -120,7 +130,7 @@ class _Consumers:
 
 
 def _constant_shapes(initializers: Iterable[Any], nodes: Iterable[Any]) -> dict[str, Dims]:
-    """Return the shapes of all constants by name: initializers, Constant nodes, and casts of these."""
+    """Return the shapes of a graph's constants by name: initializers, outputs of Constant nodes, and casts of both."""
     shapes: dict[str, Dims] = {tensor.name: tuple(tensor.dims) for tensor in initializers}
     for node in nodes:
         if node.op_type == "Constant":
@@ -133,7 +143,14 @@ def _constant_shapes(initializers: Iterable[Any], nodes: Iterable[Any]) -> dict[
 
 
 def _lookup_rows(node: Any, stored: Mapping[str, Dims]) -> int | None:
-    """Return the number of rows of the table that a Gather node looks up; None where the node looks up no table."""
+    """Return the number of rows of the constant table that a Gather node indexes.
+
+    The result is None for other operators, and where the node does not index the rows of a constant matrix.
+
+    Args:
+        node: the ONNX node.
+        stored: shapes of the graph's constants by name.
+    """
     axis = [attribute.i for attribute in node.attribute if attribute.name == "axis"]
     table = stored.get(node.input[0], ()) if node.op_type == "Gather" and axis in ([], [0]) else ()
     return table[0] if len(table) == 2 else None

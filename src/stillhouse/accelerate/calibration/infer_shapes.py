@@ -1,8 +1,7 @@
-"""Static shapes for the inputs of a bare ONNX file whose axes are dynamic.
+"""Static shapes for the inputs of a single ONNX file whose axes are dynamic.
 
-The file does not say what the network is used for. So the shapes follow from rules on the names of the inputs and on
-the nodes that consume them; the first matching rule decides. Users override the result with shapes, a config, or a file
-of inputs.
+The file does not say what the network is used for. Shapes are therefore inferred from the names of inputs and axes, and
+from the nodes that read the inputs. Users may give other shapes, a config file, or a file of inputs.
 """
 
 import re
@@ -30,29 +29,32 @@ _KIND_PATTERNS: tuple[tuple[str, str], ...] = (
     (r"frame|^f$", "frames"),
     (r"seq|token|text|len|^s$|^l$", "tokens"),
 )
-# Axis names that exporters generate carry no information.
+# Exporters generate axis names of these forms; such a name does not say what the axis is.
 _GENERATED_NAME = re.compile(r"_dynamic_axes_\d+$|^unk__\d+$|^s\d+$|^dim_\d+$|^\?$")
 
 
 def infer_shapes(
     graph: Path, config: AutoAccelerationConfig | None = None, overrides: Mapping[str, tuple[int, ...]] | None = None
 ) -> dict[str, tuple[int, ...]]:
-    """Return a static shape for every input of an ONNX file.
+    """Return a static shape for every input of an ONNX file, by name.
 
-    Fixed axes are unchanged. Shapes in `overrides` come first, then `use_shape` of the config. A named axis fixed by
-    one of these has the same length in every input. The length of any other axis follows from its name, or from its
-    position where the name is generated: 1 for the batch (axis 0); 224 for a side of a picture (uint8, or 1 or 3
-    channels) and 64 for other sides, such as latents; the length required by the first convolution or matrix product
-    for channels and features; 128 for a text, or 77 for `encoder_hidden_states`, limited by the graph's position
-    embedding; 8 for frames. A name that is a sum, such as `past + tokens`, gets the sum of its terms.
+    A shape in `overrides` is used as it is, else `use_shape` of the config. If a named axis gets a length from such a
+    shape, it has this length in every input. Fixed axes of the graph keep their length. The kind of any other axis
+    follows from its name, or from its position where the name is generated or unknown. Lengths by kind:
+        - batch (axis 0): 1;
+        - side: 224 for a picture (uint8, channels last, or 1 or 3 channels), else 64, as for latents;
+        - channels, features: the length that the first convolution or matrix product requires, else 3 and 64;
+        - tokens: 128, or 77 for `encoder_hidden_states`, but at most the rows of the graph's position embedding;
+        - frames: 8.
+    An axis whose name is a sum, such as `past + tokens`, gets the sum of the lengths of its terms.
 
     Args:
         graph: an ONNX file.
-        config: a config from `config.read_config`; it need not contain all inputs.
-        overrides: complete shapes by input name.
+        config: a config from `config.read_config`, which may lack inputs; None: no config.
+        overrides: complete shapes by input name; None: no shapes.
 
     Raises:
-        InvalidRequest: a shape belongs to no input or does not match the graph's axes.
+        InvalidRequest: a given shape belongs to no input or does not match the graph's axes.
         PipelineError: the file is missing or not an ONNX graph.
         RuntimeMissing: onnx is not installed.
 
@@ -129,6 +131,6 @@ def _side_length(inputs: GraphInputs, name: str) -> int:
 
 
 def _is_channels_last(inputs: GraphInputs, name: str) -> bool:
-    """Return whether the last axis holds colour channels (NHWC)."""
+    """Return whether the last axis of an input holds colour channels (NHWC)."""
     axes = inputs.axes[name]
     return len(axes) >= 4 and axes[-1] in (1, 3, 4) and not isinstance(axes[1], int)

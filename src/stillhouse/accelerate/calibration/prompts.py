@@ -1,4 +1,8 @@
-"""Requests for calibration and comparison: held-out captions for models with an oracle, else general prompts."""
+"""Image requests for recording calibration data and for comparing pictures.
+
+An embedded model, whose pictures a program (oracle) can score, gets captions from outside its training set. Other
+models get general prompts.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,21 +21,32 @@ PROMPTS = (
     "a bowl of oranges on a wooden table, still life",
 )
 HEAVY_BYTES = 256 << 20
-"""Size in bytes of the denoiser's weights above which a step takes seconds on a few CPU cores."""
+"""Size in bytes of a denoiser's weights above which a model is heavy: a step takes seconds on a few CPU cores."""
 _SHORTENED_STEPS = 4
 _CAPTION_SEED = 2000
-"""Seed of the captions; scoring and training use other seeds."""
+"""Seed of the random captions. Training and scoring of the embedded models use other seeds."""
 _CALIBRATION_COUNT, _COMPARISON_COUNT = 3, 4
 
 
 def has_oracle(manifest: Manifest) -> bool:
-    """Return whether a program scores this pipeline's pictures, as it does for embedded models and their students."""
+    """Return whether a program (oracle) can score a pipeline's pictures.
+
+    This is so for embedded models and for students that were distilled from an embedded model.
+    """
     is_student = manifest.distilled is not None and manifest.distilled.teacher[0] in EMBEDDED
     return is_student or "judge" in manifest.evidence
 
 
 def held_out_captions(count: int, seed: int = _CAPTION_SEED) -> list[tuple[Description, ImageRequest]]:
-    """Return `count` Shapes captions outside the training set, each with the description that scores its picture."""
+    """Return random captions for the embedded models from outside their training set.
+
+    Args:
+        count: number of captions.
+        seed: seed of the captions; equal seeds give equal captions, and more captions begin with the same ones.
+
+    Returns:
+        for each caption, the description of the objects, by which a picture is scored, and the image request.
+    """
     rng = np.random.default_rng(seed)
     descriptions = [sample_held_out(rng)[1] for _ in range(count)]
     return [
@@ -40,28 +55,39 @@ def held_out_captions(count: int, seed: int = _CAPTION_SEED) -> list[tuple[Descr
 
 
 def calibration_requests(manifest: Manifest, user_requests: Sequence[ImageRequest]) -> list[ImageRequest]:
-    """Return the requests during which components are recorded."""
+    """Return the image requests during which the inputs of networks are recorded as calibration data.
+
+    Args:
+        manifest: manifest of the pipeline; a heavy model (`is_heavy`) gets one request of few steps.
+        user_requests: the user's requests, used in place of default ones; empty: three default requests.
+    """
     return shorten_requests(manifest, _resolve_requests(manifest, user_requests, _CALIBRATION_COUNT))
 
 
 def comparison_requests(manifest: Manifest, user_requests: Sequence[ImageRequest]) -> list[ImageRequest]:
-    """Return the requests whose pictures are compared."""
+    """Return the image requests whose pictures are compared between candidates and baseline.
+
+    Args:
+        manifest: manifest of the pipeline.
+        user_requests: the user's requests, used in place of default ones; empty: four default requests.
+    """
     return _resolve_requests(manifest, user_requests, _COMPARISON_COUNT)
 
 
 def shorten_requests(manifest: Manifest, requests: Sequence[ImageRequest]) -> list[ImageRequest]:
-    """Return the requests; for a heavy denoiser only the first one with few steps, which is enough to compare
-    components.
+    """Return the requests unchanged, or for a heavy model (`is_heavy`) only the first request, with few steps.
+
+    One picture of few steps is enough to compare networks.
     """
     if not is_heavy(manifest):
         return list(requests)
-    if manifest.distilled and manifest.distilled.timesteps:  # the student's timesteps are few and fixed
+    if manifest.distilled and manifest.distilled.timesteps:  # a distilled student cannot take other, fewer timesteps
         return list(requests[:1])
     return [replace(request, steps=request.steps or _SHORTENED_STEPS) for request in requests[:1]]
 
 
 def is_heavy(manifest: Manifest) -> bool:
-    """Return whether one step of the denoiser takes seconds on a few CPU cores."""
+    """Return whether the denoiser is so large (HEAVY_BYTES) that one step takes seconds on a few CPU cores."""
     denoiser = manifest.components.get("denoiser")
     return bool(denoiser and manifest.files[denoiser.weights].bytes > HEAVY_BYTES)
 

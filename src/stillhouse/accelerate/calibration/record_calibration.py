@@ -1,4 +1,7 @@
-"""Record the probes of a sweep in a process of its own, because open components leave threads and memory behind."""
+"""Record inputs of networks (probes), on which candidates are later calibrated, compared and timed.
+
+A pipeline is recorded in a process of its own, because open networks leave threads and memory behind.
+"""
 
 import json
 import subprocess
@@ -16,7 +19,7 @@ from stillhouse.core import ImageRequest
 from stillhouse.errors import BackendFailed
 
 PROBE_COUNT = 4
-"""Number of probes (sets of inputs) that are made for an ONNX file, from which no picture can be generated."""
+"""Number of sets of inputs that are generated for a single ONNX file, which lacks a pipeline to record inputs from."""
 
 
 def record_network_probes(
@@ -27,17 +30,17 @@ def record_network_probes(
     *,
     all_ones: bool = False,
 ) -> dict[str, str]:
-    """Write the probes of a bare ONNX file.
+    """Write sets of inputs (probes) for a single ONNX file: the user's, filled with ones, or generated.
 
     Args:
         graph: the ONNX file.
-        files: the file to write by component name; one entry.
-        inputs: the user's .npz file; None: generate inputs.
-        shapes: shapes of inputs with dynamic axes.
-        all_ones: fill the inputs with ones.
+        files: path of the file to write, under the name of the network; exactly one entry.
+        inputs: the user's .npz file of inputs; None: inputs are generated.
+        shapes: shapes by input name that replace inferred ones; may lack inputs.
+        all_ones: whether generated inputs consist of ones.
 
     Returns:
-        a description of the probes by component name.
+        a description of the inputs for the report, under the name of the network.
     """
     if inputs:
         feeds = read_npz_inputs(inputs, graph)
@@ -58,19 +61,19 @@ def record_network_probes(
 def record_pipeline_probes(
     directory: Path, files: Mapping[str, Path], user_requests: Sequence[ImageRequest], threads: int | None
 ) -> dict[str, str]:
-    """Generate pictures on the float32 baseline and write the recorded inputs of each component.
+    """Generate pictures with the original float32 pipeline in another process, and write the inputs of each network.
 
     Args:
-        directory: the sweep's directory.
-        files: the file to write by component.
+        directory: working directory of the sweep, which contains the pipeline.
+        files: path of the file to write, by network.
         user_requests: requests to generate; empty: requests with default prompts.
         threads: maximum number of threads; None: the backend's default.
 
     Returns:
-        a description of the probes by component.
+        a description of the recorded inputs for the report, by network.
 
     Raises:
-        BackendFailed: the original pipeline generates no picture.
+        BackendFailed: the original pipeline cannot generate a picture.
     """
     requests = calibration_requests(original_manifest(directory), user_requests)
     task = {
@@ -85,14 +88,18 @@ def record_pipeline_probes(
         message = (process.stderr.strip().splitlines() or ["no error message"])[-1]
         raise BackendFailed(
             f"recording the inputs of {directory} failed: {message}",
-            fix="check that `stillhouse generate` works with it",
+            fix="check that `stillhouse generate` works with this directory",
         )
     counts: dict[str, int] = json.loads(process.stdout.splitlines()[-1])
     return {name: f"{count} calls recorded during {len(requests)} pictures" for name, count in counts.items()}
 
 
 def main() -> None:
-    """Record the probes of the task on standard input; print the number of calls by component."""
+    """Record inputs of a pipeline's networks, and print the number of recorded calls by network as JSON.
+
+    Standard input is a JSON object with the keys `directory` (the pipeline), `files` (path to write by network),
+    `requests` and `threads`.
+    """
     task = json.load(sys.stdin)
     requests = [ImageRequest(**request) for request in task["requests"]]
     recorded = record_probes(_open_recorder(Path(task["directory"]), task["threads"]), requests)
@@ -104,7 +111,7 @@ def main() -> None:
 
 
 def _open_recorder(directory: Path, threads: int | None) -> RecordingPipeline:
-    """Open the original pipeline on onnxruntime in f32, or on the manifest's backends if onnxruntime is missing."""
+    """Open the original pipeline for recording: on onnxruntime in f32, or on its own backends without onnxruntime."""
     original = original_manifest(directory)
     components = f32_components(directory) if find_spec("onnxruntime") else original.components
     return RecordingPipeline(
