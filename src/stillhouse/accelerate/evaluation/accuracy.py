@@ -1,4 +1,4 @@
-"""Accuracy checks, cheapest first: finite outputs, tensor errors at every probe, whole pictures."""
+"""Accuracy checks of a candidate against the f32 baseline: outputs on recorded inputs, then whole pictures."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -14,34 +14,40 @@ from stillhouse.measure.fidelity import Fidelity, compare_tensors
 from stillhouse.measure.image_metrics import psnr, ssim
 
 VAE_ENCODER = "encoder"
-"""Name of the component that has no influence on pictures that are generated from a prompt alone."""
+"""Name of the VAE encoder, which has no influence on pictures that are generated from a prompt alone."""
 EXACT_SQNR = 90.0
-"""SQNR in dB above which, at every probe, pictures count as identical. Its relative error of 3e-5 is below half a grey
-level."""
+"""SQNR in dB of a network's outputs from which pictures are assumed to be identical, so that they are not compared. The
+relative error is then at most 3e-5, which is less than half a grey level of a picture."""
 SCREENING_PICTURES, FULL_PICTURES = 24, 128
-"""Numbers of pictures that an oracle scores: to screen a pipeline candidate, and to accept it."""
+"""Numbers of pictures whose correctness a program (oracle) scores: for a quick check (screening) of a pipeline with
+other sampling options, and for its acceptance."""
 _SCREENING_SLACK = 4.2
-"""Percentage points by which a screening score may miss the bound: one picture of SCREENING_PICTURES."""
+"""Percentage points by which the score of a quick check may miss its bound. They correspond to one wrong picture of
+SCREENING_PICTURES."""
 _Z95 = 1.959964
 
 
 def compare_probes(reference: Sequence[Probe], outputs: Sequence[Probe]) -> dict[str, Fidelity]:
-    """Return the fidelity of outputs by probe and output name. Probes of one noise level count as one.
+    """Compare a network's outputs with reference outputs for the same recorded inputs.
 
     Args:
-        reference, outputs: outputs of the baseline and of the candidate, in the same order.
+        reference, outputs: outputs of the baseline and of the candidate for each recorded input, in the same order.
+
+    Returns:
+        fidelity by noise level ("noise 0.97"), or by noise level and output name ("noise 0.97, sample") where the
+        network has several outputs. Outputs of one noise level are compared together.
 
     Raises:
-        ValueError: an output is missing or has another shape.
+        ValueError: an output is missing or has another shape than the reference.
     """
     pooled: dict[str, tuple[list[Array], list[Array]]] = {}
     for expected, actual in zip(reference, outputs, strict=True):
         if expected.feeds.keys() != actual.feeds.keys():
-            raise ValueError(f"its outputs are {', '.join(actual.feeds)}, expected {', '.join(expected.feeds)}")
+            raise ValueError(f"the outputs are {', '.join(actual.feeds)}, not {', '.join(expected.feeds)}")
         for name, tensor in expected.feeds.items():
             if tensor.shape != actual.feeds[name].shape:
                 raise ValueError(
-                    f"output {name} has shape {list(actual.feeds[name].shape)}, expected {list(tensor.shape)}"
+                    f"output {name} has shape {list(actual.feeds[name].shape)}, the baseline's has {list(tensor.shape)}"
                 )
             level = expected.label.partition(", ")[0]
             pair = pooled.setdefault(f"{level}, {name}" if len(expected.feeds) > 1 else level, ([], []))
@@ -61,9 +67,10 @@ def compare_pictures(
 
     Args:
         baseline, pictures: uint8 [H, W, 3] pictures of the same prompts and seeds, in the same order.
-        latents: final latents of the baseline and the candidate, [P, C, h, w] each.
-        correct: the oracle's verdicts of the baseline and the candidate, one for each picture.
-        files: sample pictures, stored in the result.
+        latents: final latents of the baseline and of the candidate, [P, C, h, w] each; None: unknown.
+        correct: whether a program (oracle) finds each picture correct, for the baseline and for the candidate; None:
+            there is no such program.
+        files: paths of sample pictures, stored in the result.
     """
     pairs = list(zip(baseline, pictures, strict=True))
     psnrs = [psnr(*pair) for pair in pairs]
@@ -83,7 +90,12 @@ def compare_pictures(
 
 
 def paired_score_gain(before: Sequence[bool], after: Sequence[bool]) -> tuple[float, float, float]:
-    """Return the mean of the paired score difference and its 95 % interval (normal approximation): (mean, low, high).
+    """Return how much the score (share of correct pictures) changes, with its 95 % interval: (mean, low, high).
+
+    The interval is a normal approximation for paired differences. For a single picture it is the mean minus and plus 1.
+
+    Args:
+        before, after: whether each picture is correct, for two ways to generate the same pictures, in the same order.
 
     >>> paired_score_gain([True, False], [True, False])
     (0.0, 0.0, 0.0)
@@ -95,9 +107,10 @@ def paired_score_gain(before: Sequence[bool], after: Sequence[bool]) -> tuple[fl
 
 
 def find_violation(trial: Trial, bounds: Bounds) -> str:
-    """Return a description of the first bound that the trial violates; empty where the trial satisfies all.
+    """Return a sentence about the first bound that a trial (measurements of a candidate) violates; empty if none.
 
-    Bounds on unmeasured values count as satisfied. Values that are not finite always violate.
+    A bound on a value that was not measured counts as satisfied. Outputs that are not finite are a violation whatever
+    the bounds are, and so is a picture that depends on the other pictures of its batch.
     """
     if trial.candidate.is_batch_dependent:
         return BATCH_DEPENDENT
@@ -123,18 +136,19 @@ def find_violation(trial: Trial, bounds: Bounds) -> str:
 
 
 def judge_trial(trial: Trial, bounds: Bounds) -> Trial:
-    """Return the measured trial with its verdict.
+    """Return a copy of a trial (measurements of a candidate) with its verdict as `status` and `reason`.
 
-    A trial is not accepted before all required checks ran. The status is "skipped" for a component whose pictures were
-    not compared, and for a sampling variant with a score over fewer than FULL_PICTURES pictures. Baseline pipelines are
-    references and are not judged.
+    The status is "rejected" where a bound is violated. It is "skipped" where a check is missing: for a network whose
+    pictures were not compared, and for a student or other sampling options where fewer than FULL_PICTURES pictures were
+    scored. Otherwise it is "accepted". Baseline pipelines, which are only references, are returned unchanged.
     """
     if trial.candidate.recipe == "baseline":
         return trial
     pictures, drop = trial.pictures, bounds.max_score_drop
     is_conclusive = pictures is None or pictures.score is None or pictures.count >= FULL_PICTURES
     if not is_conclusive:
-        if not trial.candidate.options:  # sampling is unchanged, and the components were judged alone
+        # With unchanged sampling, the score of few pictures decides nothing, because each network was judged before.
+        if not trial.candidate.options:
             drop = None
         elif drop is not None and pictures and pictures.count <= SCREENING_PICTURES:
             drop += _SCREENING_SLACK
@@ -155,7 +169,10 @@ def judge_trial(trial: Trial, bounds: Bounds) -> Trial:
 
 
 def is_visually_exact(trial: Trial) -> bool:
-    """Return whether the tensor errors are too small to be visible (EXACT_SQNR), so that no pictures are needed."""
+    """Return whether a network's output errors are too small to be visible in a picture: at least EXACT_SQNR.
+
+    Pictures of such a candidate need not be compared.
+    """
     return trial.worst_fidelity is not None and trial.worst_fidelity.sqnr >= EXACT_SQNR
 
 

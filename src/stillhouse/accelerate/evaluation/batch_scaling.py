@@ -1,4 +1,4 @@
-"""Throughput by batch size: which batch sizes of a candidate are timed, and its seconds per row at each."""
+"""Throughput by batch size: which batch sizes a candidate is timed at, and its seconds per row at each of them."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,28 +9,29 @@ from stillhouse.pipelines.batch_sizes import DEFAULT_SIZES
 from stillhouse.pipelines.runners import reopens_per_batch_size
 
 CPU_BATCH_SIZES = (1, 2, 4, 8)
-"""Batch sizes that are timed on a CPU and by which candidates are compared. A GPU is timed up to the sizes of
-DEFAULT_SIZES.
-"""
+"""Batch sizes at which candidates on a CPU are timed. Candidates on a GPU are timed at the sizes of DEFAULT_SIZES."""
 LONG_CALL_SECONDS, SATURATION_RATIO = 1.0, 0.95
-"""Timing of larger batches ends once a batch needs more than SATURATION_RATIO times the least seconds per row so far.
-On a CPU, this rule holds only where a call takes more than LONG_CALL_SECONDS.
+"""When timing of larger batches ends: once a batch needs more than SATURATION_RATIO times the least seconds per row of
+the smaller batches. On a CPU this applies only where a call takes more than LONG_CALL_SECONDS.
 """
 _MAX_BATCH_GAIN = 2.0
-"""Assumed maximum factor by which batching helps a candidate more than another one."""
+"""Assumed maximum factor by which a larger batch may improve a candidate's speed relative to the other candidates."""
 _QUICK_OPEN_SECONDS, _QUICK_OPEN_SECONDS_GPU = 3.0, 60.0
-"""Limits on the seconds to open a component and run it once, on a CPU and on a GPU. Up to the limit, the component is
-reopened for another batch size. The limit of a GPU is higher because its candidates depend on batching and compile
-longer.
+"""Maximum seconds to open a network and run it once, on a CPU and on a GPU, for the network to be opened again for
+another batch size. The limit for a GPU is higher because networks compile longer there, and batches matter more.
 """
 
 
 def measure_batch_curve(trial: Trial, time_batch: Callable[[int, int], float]) -> dict[str, float]:
-    """Return seconds per row by batch size ("1", "2", ...), up to the size that fails or no longer improves.
+    """Time a candidate at rising batch sizes, and return the seconds per row by batch size ("1", "2", ...).
+
+    Timing ends at a batch size that fails, or that is hardly faster per row than smaller ones.
 
     Args:
-        trial: the candidate's timed trial. The trial's own batch size is not timed again where a call is long.
-        time_batch: takes a batch size and the number of repetitions, returns seconds per row. Raises CandidateError.
+        trial: measurements of the candidate. Its seconds per row are part of the result, and are not measured again
+            where a call takes more than LONG_CALL_SECONDS.
+        time_batch: function that times a batch. It takes the batch size and the number of repetitions, returns the
+            seconds per row, and raises CandidateError where the batch fails.
     """
     assert trial.seconds
     is_long = trial.seconds.median > LONG_CALL_SECONDS
@@ -49,9 +50,10 @@ def measure_batch_curve(trial: Trial, time_batch: Callable[[int, int], float]) -
 
 
 def _batch_sizes(trial: Trial) -> Sequence[int]:
-    """Return the batch sizes to time.
+    """Return the batch sizes at which a candidate is to be timed.
 
-    Where the network is opened or compiled again for every size, this is the largest size, or none if opening is slow.
+    If the network has to be opened or compiled again for every size, the result is only the largest size, or empty if
+    opening is slow.
     """
     if not reopens_per_batch_size(candidate_component(trial.candidate, "", "")):
         return DEFAULT_SIZES if trial.candidate.is_on_gpu else CPU_BATCH_SIZES
@@ -59,18 +61,24 @@ def _batch_sizes(trial: Trial) -> Sequence[int]:
 
 
 def may_win_at_larger_batch(trial: Trial, early_stop_ratio: float) -> bool:
-    """Return whether a candidate timed at a small batch may be the best at a larger batch.
+    """Return whether a candidate that was timed at a small batch may be the fastest at a larger batch.
 
     Args:
-        trial: the candidate's timed trial.
-        early_stop_ratio: see `latency.TimingBudget`.
+        trial: measurements of the candidate.
+        early_stop_ratio: speed-up over the baseline that the candidate must be able to reach.
     """
     assert trial.seconds and trial.ratio
     return (1.0 if trial.seconds.median > LONG_CALL_SECONDS else _MAX_BATCH_GAIN) * trial.ratio.high >= early_stop_ratio
 
 
 def opens_quickly(trial: Trial) -> bool:
-    """Return whether opening the candidate and its first call are quick enough to be repeated."""
+    """Return whether opening a candidate's network and calling it once is quick enough to be repeated.
+
+    The limits are `_QUICK_OPEN_SECONDS` and, on a GPU, `_QUICK_OPEN_SECONDS_GPU`.
+
+    Args:
+        trial: measurements of the candidate.
+    """
     call_seconds = max(trial.first_seconds or 0.0, trial.seconds.median if trial.seconds else 0.0)
     return (trial.open_seconds or 0.0) + call_seconds < (
         _QUICK_OPEN_SECONDS_GPU if trial.candidate.is_on_gpu else _QUICK_OPEN_SECONDS

@@ -1,4 +1,4 @@
-"""Build a candidate's graph with its recipe, and describe the candidate as a manifest component."""
+"""Build the graph of a candidate, for example by quantization, and describe the candidate as a manifest's component."""
 
 import shutil
 from collections.abc import Sequence
@@ -13,24 +13,24 @@ from stillhouse.check import check_choice
 from stillhouse.pipelines.manifest import Component
 
 DISTILLED_GRAPH_FILE = "model.onnx"
-"""Name of a distilled component's graph in its artifact folder; see `students.copy_student_decoder`."""
+"""File name of a distilled network's graph in the folder to which `students.copy_student_decoder` copies it."""
 _BUILD_SECONDS_FILE = "seconds.txt"
 
 
 def build_graph(candidate: Candidate, graph: Path, folder: Path, probes: Sequence[Probe]) -> tuple[Path, float]:
-    """Build the candidate's graph in `folder`, or return the one that is already there.
+    """Build a candidate's graph in a folder, unless the folder already contains it.
 
     The folder contains only the graph's files and its build time, because a pipeline's manifest lists all files next to
     a graph.
 
     Args:
-        candidate: candidate with the recipe that builds the graph.
-        graph: the component's own graph, returned unchanged where the recipe builds none.
-        folder: artifact folder.
-        probes: calibration data of static quantization.
+        candidate: names the backend and its recipe (way to convert a graph, such as a quantization).
+        graph: path of the original graph. It is returned, and nothing is built, if the recipe needs no other graph.
+        folder: folder of the graph to build.
+        probes: recorded inputs, the calibration data of static quantization.
 
     Returns:
-        the graph to open, and the seconds that building it took.
+        the path of the graph to open, and the seconds that building it took, now or earlier; 0 if nothing is built.
 
     Raises:
         InvalidRequest: the backend has no such recipe.
@@ -58,12 +58,18 @@ def build_graph(candidate: Candidate, graph: Path, folder: Path, probes: Sequenc
 
 
 def candidate_component(candidate: Candidate, graph: str, weights: str) -> Component:
-    """Return the candidate as a manifest component that opens `graph`."""
+    """Return a candidate as a component, as a pipeline's manifest lists it.
+
+    Args:
+        candidate: gives backend, precision and settings.
+        graph: path of the component's graph.
+        weights: path of the component's weights; may be empty.
+    """
     options = dict(candidate.options)
     threads = options.pop("threads", None)
     rows = options.pop("rows", "")
-    options.pop("tile", None)  # `tile` is a default of the pipeline, not a setting of the component
-    options.pop("student", None)  # `student` only selects the graph
+    options.pop("tile", None)  # not a setting of the component: the tile size is a default of the whole pipeline
+    options.pop("student", None)  # not a setting of the component: the student's name only selects the graph
     return Component(
         graph=graph,
         weights=weights,

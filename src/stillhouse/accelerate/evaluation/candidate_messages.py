@@ -1,4 +1,4 @@
-"""The commands to the process of a candidate, and its replies."""
+"""Messages between `stillhouse accelerate` and the process that measures a candidate: commands and replies."""
 
 from typing import Generic, TypeAlias, TypeVar
 
@@ -11,29 +11,34 @@ Result = TypeVar("Result")
 
 
 def _tag(name: str) -> str:
-    """Return a class name in snake case: `TimeCalls` becomes `time_calls`."""
+    """Return a class name in snake case, as the tag of a message: `TimeCalls` becomes `time_calls`."""
     return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).removeprefix("_")
 
 
 class Command(msgspec.Struct, Generic[Result], frozen=True, tag=_tag):
-    """A command; `Result` is the type of its reply. The methods of `CandidateWorker` describe the commands."""
+    """A command to the process that measures a candidate. `Result` is the type of the reply where it succeeds."""
 
 
 class Built(msgspec.Struct, frozen=True, tag=True):
-    """The graph to open, and the seconds that building it took."""
+    """Reply to `Build`.
+
+    Args:
+        graph: path of the graph to open.
+        seconds: seconds that building the graph took; 0 where nothing had to be built.
+    """
 
     graph: str
     seconds: float
 
 
 class Opened(msgspec.Struct, frozen=True, tag=True):
-    """How the network was opened.
+    """Reply to `Open`.
 
     Args:
-        seconds: duration of opening the network.
-        first_seconds: duration of the network's first call.
-        executed: precision in which the backend computes.
-        census: number of operations by precision; empty where the backend does not report it.
+        seconds: seconds that opening the network took.
+        first_seconds: seconds that the network's first call took.
+        executed: precision in which the backend computes, as the backend reports it.
+        census: number of convolutions, matrix products and attentions by precision; empty where it is unknown.
     """
 
     seconds: float
@@ -43,7 +48,13 @@ class Opened(msgspec.Struct, frozen=True, tag=True):
 
 
 class Failure(msgspec.Struct, frozen=True, tag=True):
-    """Why a command failed: the parts of a `StillhouseError`."""
+    """Reply to a command that failed.
+
+    Args:
+        problem: what is wrong.
+        allowed: what is allowed instead; None: unknown.
+        fix: what to do; None: unknown.
+    """
 
     problem: str
     allowed: str | None = None
@@ -55,64 +66,85 @@ class Failure(msgspec.Struct, frozen=True, tag=True):
 
 
 class StartCandidate(Command[None], frozen=True):
-    """The first command, which has no reply."""
+    """First command of a process. It has no reply.
+
+    Args:
+        task: the candidate to measure, its inputs and folders.
+    """
 
     task: CandidateTask
 
 
 class Build(Command[Built], frozen=True):
-    """Make the candidate's graph."""
+    """Build the candidate's graph, for example by quantization, unless it exists."""
 
 
 class UseGraph(Command[None], frozen=True):
-    """Open a graph that was built before."""
+    """Use a graph that was built before in the next `Open`.
+
+    Args:
+        graph: path of the graph.
+    """
 
     graph: str
 
 
 class Open(Command[Opened], frozen=True):
-    """Open the network and run it once."""
+    """Open the network on the candidate's backend and run it once."""
 
 
 class GpuMemory(Command[int | None], frozen=True):
-    """Return the bytes of GPU memory that the candidate uses; None where no number is available."""
+    """Return the bytes of GPU memory that the network uses; None where it uses none or no count is available."""
 
 
 class Release(Command[None], frozen=True):
-    """Close the network."""
+    """Close the network to release its memory. A later command opens it again."""
 
 
 class RunProbes(Command[None], frozen=True):
-    """Run every probe, and write the outputs to a file."""
+    """Run the network on every set of recorded inputs, and write the outputs to a file in the candidate's folder."""
 
 
 class RunLargeBatch(Command[None], frozen=True):
-    """Run `rows` rows of the probes in one call, and write the outputs to a file."""
+    """Run one batch that consists of rows of several recorded inputs, and write the outputs to a file.
+
+    Args:
+        rows: number of rows of the batch.
+    """
 
     rows: int
 
 
 class TimeCalls(Command[float], frozen=True):
-    """Return the total seconds of `calls` calls."""
+    """Run the network on recorded inputs, and return the total seconds of all calls.
+
+    Args:
+        calls: number of calls, one after the other.
+    """
 
     calls: int
 
 
 class TimeBatch(Command[float], frozen=True):
-    """Return the seconds per row of a batch of `rows` rows: the minimum of `calls` calls."""
+    """Time the network at a batch size, and return the seconds per row of the fastest call.
+
+    Args:
+        rows: batch size.
+        calls: number of timed calls.
+    """
 
     rows: int
     calls: int
 
 
 class Generate(Command[None], frozen=True):
-    """Generate the pictures of the requests, and write the pictures to a file."""
+    """Generate a picture for each request, and write the pictures and their final latents to a file."""
 
     requests: tuple[ImageRequest, ...]
 
 
 class TimePicture(Command[float], frozen=True):
-    """Return the seconds of one picture."""
+    """Generate one picture, and return the seconds that this took."""
 
     request: ImageRequest
 

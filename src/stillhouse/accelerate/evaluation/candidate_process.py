@@ -1,4 +1,4 @@
-"""The process of a candidate, as its parent uses it: commands with typed replies, within limits of time and memory."""
+"""The process that measures a candidate, as its parent sees it: typed commands and replies, time and memory limits."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,17 +12,17 @@ from stillhouse.workers.process import MemoryLimit, WorkerError, WorkerProcess
 
 LOG_FILE = "log.txt"
 CandidateError = WorkerError
-"""Raised where the process of a candidate fails; the message is a sentence for the report."""
+"""Error that is raised where the process that measures a candidate fails. Its message is a sentence for the report."""
 Result = TypeVar("Result")
 
 
 class CandidateProcess(WorkerProcess[Command[Any], Reply]):
-    """The process of one candidate.
+    """The process that measures one candidate (backend, precision and options of a network or pipeline).
 
     Args:
-        task: the candidate and its inputs; written into its folder, beside the log of the process.
+        task: the candidate and its inputs. `start` writes the task into its folder, beside the log of the process.
         memory_limit: bytes of memory above which the process is killed; None: no limit.
-        other_processes: processes whose memory counts towards the limit.
+        other_processes: other processes whose memory counts towards the limit.
 
     >>> with CandidateProcess(task) as process:  # doctest: +SKIP
     ...     process.call(Build(), timeout=60)
@@ -42,7 +42,7 @@ class CandidateProcess(WorkerProcess[Command[Any], Reply]):
         )
 
     def start(self) -> None:
-        """Write the task into its folder, start the process and send the task.
+        """Write the task to a file in its folder, start the process and send the task to it.
 
         Raises:
             CandidateError: the operating system refused to start the process.
@@ -62,15 +62,19 @@ class CandidateProcess(WorkerProcess[Command[Any], Reply]):
 
     @property
     def peak_bytes(self) -> int:
-        """Return the peak memory of the process in bytes: the system's count, or our largest sample if that is more."""
+        """Return the peak memory of the process in bytes, the larger of two values.
+
+        One value is the peak that the operating system reports, the other the largest memory observed while waiting for
+        replies.
+        """
         return max(self.observed_peak, peak_resident_bytes(self.pid) or 0)
 
     def call(self, command: Command[Result], timeout: float) -> Result:
-        """Send a command and return its result.
+        """Send a command to the process, wait for the reply and return it.
 
         Args:
             command: command of `evaluation.candidate_messages`.
-            timeout: seconds until the reply.
+            timeout: maximum seconds until the reply.
 
         Raises:
             CandidateError: the command failed, or the process died, exceeded the timeout, or exceeded its memory limit.

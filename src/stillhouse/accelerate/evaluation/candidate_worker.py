@@ -1,7 +1,7 @@
-"""The process that evaluates one candidate: `python -m stillhouse.accelerate.evaluation.candidate_worker`.
+"""The process that measures one candidate: `python -m stillhouse.accelerate.evaluation.candidate_worker`.
 
-It answers each command of `candidate_messages` with its result, or with a `Failure`. A fault of a runtime ends this
-process only.
+The process answers each command of `candidate_messages` with the result, or with a `Failure`. A crash of an inference
+runtime ends this process only, not `stillhouse accelerate`.
 """
 
 import traceback
@@ -64,15 +64,16 @@ from stillhouse.workers.channel import Channel, TransportClosed
 from stillhouse.workers.process import connect_to_parent
 
 _QUICK_OPEN_SECONDS = 3.0
-"""Maximum seconds of opening at which a network is opened a second time, only to count its operations."""
+"""Maximum seconds that opening a network may take for it to be opened a second time, only to count its operations by
+precision."""
 OUTPUTS_FILE, LARGE_BATCH_FILE, PICTURES_FILE = "outputs.npz", "large_batch.npz", "pictures.npz"
 
 
 class CandidateWorker:
-    """Evaluates a candidate: one method for each command.
+    """Measures a candidate (backend, precision, options of a network or pipeline), with a method for each command.
 
     Args:
-        task: the candidate and its inputs.
+        task: the candidate, its inputs and folders.
     """
 
     def __init__(self, task: CandidateTask) -> None:
@@ -86,7 +87,7 @@ class CandidateWorker:
         self._gpu_bytes_before: int | None = None
 
     def run(self, command: CandidateCommand) -> Reply:
-        """Run a command and return its result."""
+        """Run a command of `candidate_messages` and return the reply; None for a command without a result."""
         match command:
             case Build():
                 return self.build()
@@ -111,18 +112,18 @@ class CandidateWorker:
             case TimePicture(request):
                 return self.time_picture(request)
             case StartCandidate():
-                raise ValueError("the task was sent twice")
+                raise ValueError("StartCandidate was sent twice; allowed only as the first command of a process")
             case _:
                 assert_never(command)
         return None
 
     def build(self) -> Built:
-        """Build the candidate's graph, or return the graph that was built before."""
+        """Build the candidate's graph, unless it exists, and return its path and the seconds that building it took."""
         self.graph, seconds = build_graph(self.task.candidate, self.graph, Path(self.task.artifact), self.probes)
         return Built(str(self.graph), seconds)
 
     def open(self) -> Opened:
-        """Open the network and run it once."""
+        """Open the network, run it once, and return the seconds of both and the precision that the backend reports."""
         self._gpu_bytes_before = self._gpu_bytes_used() if self._gpu_bytes_before is None else self._gpu_bytes_before
         began = perf_counter()
         feeds = self.probes[0].feeds
@@ -141,8 +142,8 @@ class CandidateWorker:
     def gpu_memory(self) -> int | None:
         """Return the bytes of GPU memory that the candidate uses; None where it uses none, or no count is available.
 
-        The result is the larger of torch's peak and the growth of the GPU's used memory since the network was opened.
-        The growth is needed because other runtimes do not report their memory.
+        The result is the larger of torch's peak and the growth of the GPU's used memory since before the network was
+        opened. The growth is needed because runtimes other than torch do not report their memory.
         """
         now = self._gpu_bytes_used()
         growth = None if now is None or self._gpu_bytes_before is None else now - self._gpu_bytes_before
@@ -153,19 +154,23 @@ class CandidateWorker:
         return used_memory(device_index(candidate.options.get("device", CUDA))) if candidate.is_on_gpu else None
 
     def release(self) -> None:
-        """Close the open networks, so that another process can use their memory; the next command opens them again."""
+        """Close all open networks, so that another process can use their memory; later commands open them again."""
         self._runner = self._pipeline = None
         self._resized_runners.clear()
         release_memory()
 
     def run_probes(self) -> None:
-        """Run every probe, and write the outputs into `OUTPUTS_FILE`."""
+        """Run the network on every set of recorded inputs, and write the outputs to `OUTPUTS_FILE`."""
         component = candidate_component(self.task.candidate, str(self.graph), "")
         outputs = [Probe(probe.label, self._runner_for(component, probe.feeds)(probe.feeds)) for probe in self.probes]
         write_probes(self.folder / OUTPUTS_FILE, outputs)
 
     def run_large_batch(self, rows: int) -> None:
-        """Run `rows` rows of the probes in one call, and write the outputs into `LARGE_BATCH_FILE`."""
+        """Run one batch of rows of several recorded inputs, and write the outputs to `LARGE_BATCH_FILE`.
+
+        Args:
+            rows: number of rows of the batch.
+        """
         batch = gather_rows(self.probes, interleave_rows(self.probes, rows))
         component = candidate_component(self.task.candidate, str(self.graph), "")
         sizes, runner = self._opened_sizes(component), self._runner_for(component, batch.feeds)
@@ -173,10 +178,13 @@ class CandidateWorker:
         write_probes(self.folder / LARGE_BATCH_FILE, [Probe(batch.label, outputs)])
 
     def time_calls(self, calls: int) -> float:
-        """Return the seconds of `calls` calls on the probes, one after the other.
+        """Run the network on recorded inputs, and return the total seconds of all timed calls.
 
-        Where `calls` is more than 1, one more call runs before them and is not counted. This call brings the data of
-        this process back into the caches, and gives threads of other processes time to stop waiting in a busy loop.
+        If there are several timed calls, an untimed call runs first. It loads this process's data into the CPU caches,
+        and gives threads of other processes time to end their busy waiting.
+
+        Args:
+            calls: number of timed calls, one after the other.
         """
         component = candidate_component(self.task.candidate, str(self.graph), "")
         run_calls = [
@@ -192,7 +200,12 @@ class CandidateWorker:
         return perf_counter() - began
 
     def time_batch(self, rows: int, calls: int) -> float:
-        """Return the seconds per row of a batch of `rows` rows: the minimum of `calls` calls after an uncounted one."""
+        """Run the network at a batch size, and return the seconds per row of the fastest call.
+
+        Args:
+            rows: batch size; the rows repeat those of the first recorded input.
+            calls: number of timed calls, which follow an untimed call.
+        """
         component = candidate_component(self.task.candidate, str(self.graph), "")
         sizes = self._opened_sizes(component)
         run_parts = []
@@ -209,7 +222,10 @@ class CandidateWorker:
         return min(seconds[-calls:]) / rows
 
     def generate(self, requests: Sequence[ImageRequest]) -> None:
-        """Generate the pictures, one after the other; write them and their final latents into `PICTURES_FILE`."""
+        """Generate a picture for each request, one after the other.
+
+        The pictures, uint8 [P, H, W, 3], and their final latents, [P, C, h, w], are written to `PICTURES_FILE`.
+        """
         results = [self._generate_one(request) for request in requests]
         read = self._get_pipeline().arrays.to_numpy
         temporary = self.folder / f".{PICTURES_FILE}"
@@ -219,14 +235,14 @@ class CandidateWorker:
         temporary.replace(self.folder / PICTURES_FILE)
 
     def time_picture(self, request: ImageRequest) -> float:
-        """Return the seconds of one picture, without the seconds of opening the pipeline."""
+        """Generate one picture, and return the seconds that this took, without the time to open the pipeline."""
         self._get_pipeline()
         began = perf_counter()
         self._generate_one(request)
         return perf_counter() - began
 
     def _opened_sizes(self, component: Component) -> tuple[int, ...]:
-        """Return the batch sizes for which the network is opened; empty where it is not opened for a list of sizes."""
+        """Return the static batch sizes that the network is opened for; empty if it takes only one size or any size."""
         return (
             ()
             if reopens_per_batch_size(component) or "axes" in component.settings
@@ -234,9 +250,10 @@ class CandidateWorker:
         )
 
     def _runner_for(self, component: Component, feeds: Feeds) -> Runner:
-        """Return the open network; where it does not take the shapes of `feeds`, open it again for these shapes.
+        """Return an open network that takes inputs of the shapes of `feeds`.
 
-        One network for each shape of the probes stays open, because probes of texts of several lengths alternate.
+        A network of static shapes is opened again for each new combination of shapes. As many networks stay open as the
+        recorded inputs have combinations of shapes, because texts of different lengths alternate in them.
         """
         own, shapes = (
             opening_shapes(component, {name: array.shape for name, array in tensors.items()})
@@ -253,11 +270,14 @@ class CandidateWorker:
 
     @cached_property
     def _probe_shape_count(self) -> int:
-        """Return the number of different shapes of the probes' inputs."""
+        """Return how many different combinations of shapes the recorded inputs have."""
         return len({tuple((name, array.shape) for name, array in probe.feeds.items()) for probe in self.probes})
 
     def _open_network(self, component: Component, feeds: Feeds) -> Runner:
-        """Open the network for the shapes of these feeds. The candidate's `threads` option overrides the task's."""
+        """Open the network for the shapes of `feeds`, or for the size of a tile where the candidate decodes in tiles.
+
+        The number of threads is that of the candidate's options, else that of the task.
+        """
         shapes = {name: array.shape for name, array in feeds.items()}
         if tile := self.task.candidate.options.get("tile"):
             longest = int(tile) // self._manifest().latent.downscale
@@ -286,14 +306,18 @@ class CandidateWorker:
         return self._runner
 
     def _bind_call(self, feeds: Feeds, runner: Runner) -> Callable[[], object]:
-        """Return a call whose inputs are where denoising has them: on the denoiser's device, if its backend allows."""
+        """Return a function that runs the network once on `feeds`, for timing.
+
+        A denoiser's inputs are moved to its device beforehand if the backend allows, because they are on this device in
+        a pipeline, too. Inputs of other networks stay in main memory.
+        """
         if self._arrays is NUMPY or not isinstance(runner, GraphRunner):
             return partial(runner, feeds)
         with translate_errors(self.task.candidate.backend, self.graph, "run"):
             return partial(runner.run_on_device, {name: self._arrays.to_device(array) for name, array in feeds.items()})
 
     def _synchronize(self) -> None:
-        """Wait for the device, because a GPU computes and reports errors after a call has returned."""
+        """Wait until the device has finished, because a GPU still computes, and may fail, after a call has returned."""
         with translate_errors(self.task.candidate.backend, self.graph, "run"):
             self._arrays.synchronize()
 
@@ -311,7 +335,7 @@ class CandidateWorker:
             if task.graph:
                 name = task.candidate.component
                 components[name] = candidate_component(task.candidate, str(self.graph), components[name].weights)
-            # Close the network, because the pipeline opens it again and two copies may not fit into memory.
+            # Close the network first, because the pipeline opens it again, and two copies may not fit into memory.
             self._runner = None
             self._resized_runners.clear()
             self._pipeline = Pipeline(
@@ -331,13 +355,16 @@ class CandidateWorker:
         return replace(self.task.defaults or self._manifest().defaults, tile=int(tile))
 
     def _manifest(self) -> Manifest:
-        """Return the manifest, of the pipeline or of a student, as it was before components were chosen."""
+        """Return the manifest of the task's pipeline or student.
+
+        In a working directory of `stillhouse accelerate` it is the original manifest, without chosen components.
+        """
         directory = Path(self.task.pipeline)
         return original_manifest(directory) if is_sweep_directory(directory) else read_manifest(directory)
 
 
 def main() -> None:
-    """Answer commands until the parent closes the channel."""
+    """Receive the task from the parent process, then answer its commands until it closes the channel."""
     channel: Channel[Reply, CandidateCommand] = connect_to_parent(CandidateCommand)
     with suppress(TransportClosed):
         start = channel.receive()

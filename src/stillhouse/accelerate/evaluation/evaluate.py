@@ -1,4 +1,8 @@
-"""Evaluate a candidate in its own process: build, open, compare, time, and generate pictures."""
+"""Evaluation of a candidate (backend, precision, options of a network) in a process of its own.
+
+The process builds and opens the network, runs it on recorded inputs, is timed, and generates pictures. Outputs and
+pictures are compared with those of the f32 baseline.
+"""
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
@@ -46,33 +50,33 @@ from stillhouse.measure.clock import Ratio
 from stillhouse.pipelines.manifest import Component, Defaults
 
 PARALLEL_BUILD_BYTES = 256 << 20
-"""Maximum size in bytes of a graph with its weights at which several graphs are built in parallel."""
+"""Maximum size in bytes of a graph with its weights at which several graphs are built at the same time."""
 REPRODUCE_FILE = "reproduce.py"
 ARTIFACTS_FOLDER = "artifacts"
-"""Name of the folder of built graphs, next to the folders of the trials."""
+"""Name of the folder of built (quantized) graphs, next to the folders of a network's measurements."""
 
 
 @dataclass(slots=True)
 class EvaluationContext:
-    """Inputs and limits shared by all candidates of a component.
+    """Inputs and limits that the evaluations of all candidates of one network share.
 
     Args:
-        folder: folder of the component's trials.
-        root: the sweep's directory; paths in the report are relative to this directory.
-        graph: the component's own graph.
-        probes: file of recorded inputs.
-        bounds: constraints of acceptance.
-        rows: batch size of a probe.
-        pipeline: directory of the pipeline that generates pictures; None for a bare ONNX file.
-        components: the pipeline's other components by name.
-        requests: requests of the compared pictures; empty where pictures would take too long.
+        folder: folder for a folder of measurements for each candidate.
+        root: working directory of `stillhouse accelerate`; paths in the report are relative to it.
+        graph: path of the network's original graph.
+        probes: file of the recorded inputs.
+        bounds: limits on accuracy and memory that an accepted candidate satisfies.
+        rows: batch size of the recorded inputs.
+        pipeline: directory of the pipeline that generates pictures; None for a single ONNX file.
+        components: all networks of the pipeline by name.
+        requests: requests of the pictures to compare; empty: no pictures are generated.
         threads: maximum number of threads; None: the backend's default.
-        memory_limit: bytes that the candidate's and the baseline's process may use together.
-        timeout: seconds of one call of a candidate process.
-        timing_budget: rounds and seconds of the latency comparison.
-        measure_batches: whether to measure seconds per row by batch size.
+        memory_limit: bytes that the candidate's and the baseline's process may use together; None: no limit.
+        timeout: seconds that one command to a process may take.
+        timing_budget: limits on rounds and seconds of the latency comparison.
+        measure_batches: whether to measure seconds per row at several batch sizes.
         artifacts: folder of built graphs; default: `ARTIFACTS_FOLDER` in `folder`.
-        defaults: the pipeline's original defaults; None for a bare ONNX file.
+        defaults: the pipeline's original default settings; None for a single ONNX file.
     """
 
     folder: Path
@@ -97,7 +101,7 @@ class EvaluationContext:
             self.artifacts = self.folder / ARTIFACTS_FOLDER
 
     def make_task(self, candidate: Candidate) -> CandidateTask:
-        """Return the task of a candidate's process."""
+        """Return what the process of a candidate needs: the candidate, its graph, inputs and folders."""
         return CandidateTask(
             candidate,
             str(self.graph),
@@ -113,7 +117,13 @@ class EvaluationContext:
 
 @dataclass(slots=True)
 class BaselineRun:
-    """The open process of the baseline, its outputs for every probe, and its pictures."""
+    """The f32 baseline, open for comparison with candidates.
+
+    Args:
+        process: process in which the network is open.
+        outputs: outputs for each recorded input, in order.
+        samples: pictures generated with the baseline; None where no pictures are compared.
+    """
 
     process: CandidateProcess
     outputs: Sequence[Probe]
@@ -123,18 +133,19 @@ class BaselineRun:
 def evaluate(
     candidate: Candidate, context: EvaluationContext, baseline: BaselineRun | None
 ) -> tuple[Trial, BaselineRun | None]:
-    """Evaluate a candidate in a process of its own.
+    """Measure a candidate in a process of its own, compare it with the baseline, and judge it.
 
-    Without `baseline` the candidate becomes the baseline and its process stays open. A baseline that violates a bound,
-    such as memory, is still used for comparison.
+    Without `baseline` the candidate becomes the baseline, and its process stays open. It is then used for comparison
+    even if it violates a bound, such as the memory bound.
 
     Args:
-        candidate: candidate to evaluate.
+        candidate: candidate to measure.
         context: inputs and limits.
-        baseline: run to compare with; None: the candidate becomes the baseline.
+        baseline: open baseline to compare with; None: the candidate becomes the baseline.
 
     Returns:
-        the trial, also after an error, and the baseline's run where the candidate became the baseline.
+        the trial (measurements and verdict, "failed" after an error), and the new open baseline. The latter is None if
+        the candidate did not become the baseline.
     """
     process = CandidateProcess(context.make_task(candidate), context.memory_limit, _baseline_processes(baseline))
     trial = Trial(candidate, "failed", log=relative_path(process.folder / LOG_FILE, context.root))
@@ -149,7 +160,7 @@ def evaluate(
         trial = replace(trial, fidelity=compare_probes(expected, outputs))
         trial = _measure_latency(trial, process, baseline, context)
         trial = _check_large_batch(trial, process, expected, context)
-        if not process.is_alive:  # the large batch may end the process, and the other checks can still pass
+        if not process.is_alive:  # A large batch may crash the process; checks at smaller batches can still pass.
             process.kill()
             process = _reopen(process.task, context, _baseline_processes(baseline))
         samples = None
@@ -173,9 +184,13 @@ def evaluate(
 
 
 def restore_baseline(candidate: Candidate, context: EvaluationContext) -> BaselineRun | None:
-    """Reopen and return the baseline of an earlier run, with its stored outputs and pictures.
+    """Open the baseline of an earlier run again, and return it with its stored outputs and pictures.
 
-    The result is None where the outputs or the pictures are missing.
+    The result is None where outputs or pictures are missing, or where the baseline cannot be opened.
+
+    Args:
+        candidate: the candidate that was the baseline.
+        context: inputs and limits.
     """
     folder = context.folder / candidate.key
     if not (folder / OUTPUTS_FILE).is_file() or (context.requests and not (folder / PICTURES_FILE).is_file()):
@@ -188,10 +203,10 @@ def restore_baseline(candidate: Candidate, context: EvaluationContext) -> Baseli
 
 
 def reopen_baseline(baseline: BaselineRun, context: EvaluationContext) -> None:
-    """Restart the baseline's process after it died.
+    """Start a new process for a baseline whose process has died, and open its network in it.
 
     Raises:
-        CandidateError: the baseline cannot be opened.
+        CandidateError: the network cannot be opened.
     """
     baseline.process = _reopen(baseline.process.task, context)
 
@@ -199,7 +214,16 @@ def reopen_baseline(baseline: BaselineRun, context: EvaluationContext) -> None:
 def _reopen(
     task: CandidateTask, context: EvaluationContext, other_processes: Sequence[CandidateProcess] = ()
 ) -> CandidateProcess:
-    """Return a process with the task's component open. The graph must have been built before."""
+    """Start a process, open the network of a task in it, and return the process.
+
+    Args:
+        task: the candidate and its inputs.
+        context: time and memory limits.
+        other_processes: processes whose memory counts towards the limit.
+
+    Raises:
+        CandidateError: the network cannot be opened; the process is killed.
+    """
     process = CandidateProcess(task, context.memory_limit, other_processes)
     try:
         process.start()
@@ -212,9 +236,14 @@ def _reopen(
 
 
 def build_artifact(candidate: Candidate, context: EvaluationContext, baseline: BaselineRun | None = None) -> None:
-    """Build the candidate's graph in a process of its own, if its recipe builds one and it does not exist.
+    """Build a candidate's graph, for example by quantization, in a process of its own.
 
-    The baseline releases its memory while a large graph is built.
+    Nothing is done if the candidate uses an existing graph, or if its graph was built before.
+
+    Args:
+        candidate: names the backend and the way to build the graph.
+        context: inputs and limits.
+        baseline: the open baseline; its network is closed first if the graph is large, to release memory.
 
     Raises:
         CandidateError: building failed.
@@ -228,10 +257,15 @@ def build_artifact(candidate: Candidate, context: EvaluationContext, baseline: B
 
 
 def prebuild_artifacts(candidates: Sequence[Candidate], context: EvaluationContext, cores: int) -> None:
-    """Build the graphs of all candidates in parallel, before anything is timed.
+    """Build the graphs of several candidates at the same time, before anything is timed.
 
-    Failures are ignored: the candidate's evaluation repeats and reports them. Graphs above PARALLEL_BUILD_BYTES, of
-    which two may not fit into memory, are left to the evaluation.
+    A failure is ignored here, because `evaluate` builds the graph again and reports the failure. Nothing is built on a
+    single core, or where the graph is larger than PARALLEL_BUILD_BYTES: two large graphs may not fit into memory.
+
+    Args:
+        candidates: candidates whose graphs are built.
+        context: inputs and limits; the memory limit is divided among the processes.
+        cores: number of processes at the same time.
     """
     if cores < 2 or graph_bytes(context.graph) > PARALLEL_BUILD_BYTES:
         return
@@ -273,7 +307,7 @@ def _open_and_run(trial: Trial, process: CandidateProcess, context: EvaluationCo
 
 
 def graph_bytes(graph: Path) -> int:
-    """Return the size in bytes of a graph and its external weights."""
+    """Return the size in bytes of an ONNX graph's file and the files of its external weights."""
     external = read_signature(graph).external
     return graph.stat().st_size + sum((graph.parent / name).stat().st_size for name in external)
 
@@ -286,7 +320,8 @@ def _measure_latency(
         process_timer(baseline.process, context.timeout) if baseline else timer, timer, context.timing_budget
     )
     ratio = comparison.ratio
-    if baseline is None:  # the baseline's ratio to itself is 1; its interval shows the machine's noise
+    # The baseline was timed against itself: its speed-up is 1 by definition; the interval shows the machine's noise.
+    if baseline is None:
         ratio = Ratio(1.0, ratio.low / ratio.value, ratio.high / ratio.value)
     batch = {str(context.rows): comparison.candidate.median / context.rows}
     trial = replace(trial, seconds=comparison.candidate, ratio=ratio, rows=context.rows, batch=batch)
@@ -302,9 +337,16 @@ def _measure_latency(
 def _check_large_batch(
     trial: Trial, process: CandidateProcess, outputs: Sequence[Probe], context: EvaluationContext
 ) -> Trial:
-    """Return the trial with the fidelity at the largest timed batch, where backends may select other kernels.
+    """Run a candidate at the largest timed batch size, and add the fidelity of its outputs to its measurements.
 
-    A failure of the batch leaves the trial unchanged.
+    The check is needed because a backend may select other kernels for a large batch. The trial is returned unchanged if
+    the batch fails, if no larger batch was timed, or if a bound is violated already.
+
+    Args:
+        trial: measurements of the candidate.
+        process: process in which the candidate is open.
+        outputs: the baseline's outputs for each recorded input.
+        context: inputs and limits.
     """
     rows = _largest_batch(trial, context)
     has_batch_axis = all(array.shape[:1] == (context.rows,) for array in outputs[0].feeds.values())
@@ -320,16 +362,22 @@ def _check_large_batch(
 
 
 def _largest_batch(trial: Trial, context: EvaluationContext) -> int:
-    """Return the largest batch size that was timed.
+    """Return the largest batch size at which a candidate was timed.
 
-    Where only the probes' own batch size was timed and opening is quick, return the largest size of CPU_BATCH_SIZES.
+    If only the batch size of the recorded inputs was timed, and opening the network is quick, the result is the largest
+    size of CPU_BATCH_SIZES.
     """
     timed = max(map(int, trial.batch), default=0)
     return CPU_BATCH_SIZES[-1] if context.measure_batches and timed == context.rows and opens_quickly(trial) else timed
 
 
 def process_timer(process: CandidateProcess, timeout: float) -> Callable[[int], float]:
-    """Return a Timer that runs calls in a candidate's process."""
+    """Return a function that runs a number of calls in a candidate's process, and returns their total seconds.
+
+    Args:
+        process: process in which the network is open.
+        timeout: maximum seconds of these calls together.
+    """
     return lambda calls: process.call(TimeCalls(calls), timeout=timeout)
 
 
@@ -339,7 +387,7 @@ def _generate_samples(process: CandidateProcess, context: EvaluationContext) -> 
 
 
 def request_to_json(request: ImageRequest) -> dict[str, Any]:
-    """Return a request as a JSON object without its None fields."""
+    """Return the fields of an image request that are not None, by name, as values that JSON can hold."""
     return {name: value for name, value in asdict(request).items() if value is not None}
 
 
@@ -352,7 +400,12 @@ def _compare_samples(
 
 
 def _write_reproduce_script(folder: Path, root: Path) -> str:
-    """Write a script that runs the candidate again; return its path relative to `root`."""
+    """Write a Python script that measures the candidate of a folder again.
+
+    Args:
+        folder: folder of the candidate's measurements, which contains the task file.
+        root: directory that the returned path of the script is relative to.
+    """
     path = folder / REPRODUCE_FILE
     path.write_text(
         '"""Build, open, run and time this candidate again: `python reproduce.py`."""\n\n'

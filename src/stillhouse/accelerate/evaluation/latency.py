@@ -1,4 +1,4 @@
-"""Latency comparison: time a candidate and the baseline in alternating rounds until the ratio is precise enough."""
+"""Latency comparison: time a candidate and the baseline in the same rounds until their ratio is precise enough."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,24 +7,26 @@ from time import monotonic
 from stillhouse.measure.clock import Ratio, Timing, paired_ratio, summarise
 
 Timer = Callable[[int], float]
-"""Runs a number of calls and returns their seconds."""
+"""Function that runs the given number of calls one after the other, and returns their total seconds."""
 
 MIN_ROUND_SECONDS = 0.1
-"""Minimum duration of a round, so that clock resolution and interruptions have little influence."""
+"""Planned duration in seconds of one round of calls. Short rounds would be sensitive to clock resolution and
+interruptions.
+"""
 LONG_ROUND_SECONDS = 5.0
-"""Duration of a round from which few rounds suffice, because a long round averages over interruptions."""
+"""Duration of a round in seconds from which few rounds suffice, because a long round averages over interruptions."""
 _LONG_ROUNDS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class TimingBudget:
-    """Limits of a latency comparison.
+    """Limits of a latency comparison between a candidate and the baseline, which are timed once in each round.
 
     Args:
-        min_rounds, max_rounds: number of rounds; the minimum is at most three where a round takes LONG_ROUND_SECONDS.
-        interval_width: half the 95 % interval, as a share of the ratio, at which timing ends.
-        seconds: time after which no new round begins, once there are `min_rounds`.
-        early_stop_ratio: timing ends once the speed-up's interval is below this ratio.
+        min_rounds, max_rounds: number of rounds. Three rounds suffice where a round takes LONG_ROUND_SECONDS or more.
+        interval_width: timing ends once half the speed-up's 95 % interval is at most this share of the speed-up.
+        seconds: time after which no new round begins, once there were `min_rounds`.
+        early_stop_ratio: timing ends once the speed-up's whole 95 % interval is below this value.
     """
 
     min_rounds: int = 5
@@ -36,7 +38,12 @@ class TimingBudget:
 
 @dataclass(frozen=True, slots=True)
 class LatencyComparison:
-    """Seconds of one call of baseline and candidate, and the candidate's speed-up."""
+    """Result of a latency comparison.
+
+    Args:
+        baseline, candidate: seconds of one call of the baseline and of the candidate.
+        ratio: speed-up of the candidate over the baseline, with its 95 % interval.
+    """
 
     baseline: Timing
     candidate: Timing
@@ -44,9 +51,10 @@ class LatencyComparison:
 
 
 def calibrate_calls(timer: Timer) -> int:
-    """Return the number of calls for a round of MIN_ROUND_SECONDS.
+    """Return how many calls take MIN_ROUND_SECONDS together, at least 1.
 
-    One call is run to warm up. If this call is quick, a second call is run and measured.
+    The first call warms up and is not used, except that the result is 1 if it takes more than LONG_ROUND_SECONDS.
+    Otherwise a second call is timed.
     """
     if timer(1) > LONG_ROUND_SECONDS:
         return 1
@@ -56,7 +64,14 @@ def calibrate_calls(timer: Timer) -> int:
 def compare_latency(
     baseline: Timer, candidate: Timer, budget: TimingBudget = TimingBudget(), clock: Callable[[], float] = monotonic
 ) -> LatencyComparison:
-    """Time baseline and candidate in alternating order, and return the paired speed-up.
+    """Time the baseline and a candidate in the same rounds, and return the durations and the speed-up.
+
+    The order of the two changes from round to round. The speed-up is computed from pairs of the same round.
+
+    Args:
+        baseline, candidate: functions that run a number of calls and return their total seconds.
+        budget: limits on rounds and time.
+        clock: returns the present time in seconds.
 
     >>> budget = TimingBudget(min_rounds=3, max_rounds=3)
     >>> compare_latency(lambda calls: 2.0 * calls, lambda calls: 1.0 * calls, budget).ratio.value

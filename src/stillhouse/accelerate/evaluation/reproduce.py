@@ -1,4 +1,4 @@
-"""Repeat a trial from its task file; called by the `reproduce.py` of each trial."""
+"""Repetition of a measurement of `stillhouse accelerate`, called by the script `reproduce.py` that each one leaves."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +11,13 @@ from stillhouse.accelerate.records.candidate import DISTILLED
 
 
 def reproduce(path: Path) -> None:
-    """Build, open, run and time the candidate of a task in this process, and print the results.
+    """Build, open and time the network of a task file in this process, and print the results.
 
-    The graph is built again in a temporary folder, so that no file of the trial changes. A distilled network is opened
-    in its own folder, because no recipe can build it.
+    The quantized graph is built again, in a temporary folder, so that no file of the earlier measurement changes. A
+    distilled network is opened where it is, because it cannot be built from the original network.
 
     Args:
-        path: the task file of the trial.
+        path: the task file, which names the graph, the backend and its options.
     """
     task = read_task(path)
     with TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Sample pictures of a candidate: read from the file of its process, write as PNGs for the report."""
+"""Sample pictures of a candidate: read from the file that its process wrote, and written as PNGs for the report."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from stillhouse.core import Array
 from stillhouse.images.png import write_png
 
 SAMPLE_COUNT = 4
-"""Number of sample pictures of a candidate in the report."""
+"""Maximum number of sample pictures that the report shows of a candidate."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,13 +24,17 @@ class CandidateSamples:
 
 
 def read_candidate_samples(folder: Path) -> CandidateSamples:
-    """Read the pictures that the candidate process of this folder generated last."""
+    """Return the pictures and latents in the folder of a candidate's process, as the process generated them last."""
     with np.load(folder / PICTURES_FILE, allow_pickle=False) as stored:
         return CandidateSamples(stored["pictures"], stored["latents"])
 
 
 def write_sample_images(folder: Path, samples: CandidateSamples, root: Path) -> tuple[str, ...]:
-    """Write the first SAMPLE_COUNT pictures as PNGs; return their paths relative to `root`."""
+    """Write the first SAMPLE_COUNT pictures of a candidate as PNGs into a folder.
+
+    Returns:
+        the paths of the files relative to the directory `root`.
+    """
     files = []
     for number, picture in enumerate(samples.pictures[:SAMPLE_COUNT]):
         path = folder / f"picture-{number}.png"

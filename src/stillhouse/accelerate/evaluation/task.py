@@ -1,4 +1,7 @@
-"""The task of a candidate's process: the candidate, its graph and its probes. `reproduce` runs the file of a task."""
+"""The task of a process that measures a candidate: the candidate (backend, precision, options), its graph and inputs.
+
+The task is stored as JSON, so that `reproduce` can repeat the measurement later.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,20 +17,22 @@ TASK_FILE = "task.json"
 
 @dataclass(frozen=True, slots=True)
 class CandidateTask:
-    """The data that a candidate's process needs. Paths are absolute.
+    """What a process needs to measure a candidate (backend, precision, options) of a network or of a whole pipeline.
+
+    Paths are absolute.
 
     Args:
-        candidate: the candidate to evaluate.
-        graph: the component's own ONNX graph; empty for a candidate of the whole pipeline.
-        folder: folder of the trial, for the trial's log, outputs and pictures.
-        artifact: folder of the graph that the recipe builds; an existing graph is not built again.
+        candidate: the candidate to measure.
+        graph: path of the network's ONNX graph; empty for a candidate of the whole pipeline.
+        folder: folder for the log, outputs and pictures of the measurement.
+        artifact: folder of the quantized graph; if it exists, the graph in it is used, else the graph is built.
         probes: file of recorded inputs, see `calibration_data.write_probes`; empty for a candidate of the whole
             pipeline.
         threads: maximum number of threads; None: the runtime's default.
-        pipeline: directory of the pipeline; empty for a bare ONNX file.
-        components: components that replace those of the manifest, by name.
-        defaults: defaults that replace the manifest's.
-        step_cache: the denoiser split in two depths; None where its features are not cached.
+        pipeline: directory of the pipeline that generates pictures; empty for a single ONNX file.
+        components: networks, by name, that the pipeline uses instead of those of its manifest.
+        defaults: default settings that replace those of the manifest; None: those of the manifest.
+        step_cache: graphs of the denoiser split in two depths, which feature caching needs; None: no feature caching.
     """
 
     candidate: Candidate
@@ -43,7 +48,10 @@ class CandidateTask:
 
 
 def write_task(task: CandidateTask) -> Path:
-    """Write the task into its folder as JSON, whole or not at all; return the path."""
+    """Write a task as JSON into its folder, which is created if needed, and return the path of the file.
+
+    The file is written under a temporary name first, so that it is never incomplete.
+    """
     path = Path(task.folder) / TASK_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part")
@@ -53,5 +61,9 @@ def write_task(task: CandidateTask) -> Path:
 
 
 def read_task(path: Path) -> CandidateTask:
-    """Return the task that `write_task` wrote. Raises msgspec.ValidationError where the file was changed."""
+    """Return the task of a JSON file that `write_task` wrote.
+
+    Raises:
+        msgspec.ValidationError: the content is not that of a task.
+    """
     return msgspec.json.decode(path.read_bytes(), type=CandidateTask)

@@ -1,4 +1,4 @@
-"""A decoder that decodes tile by tile, which needs less memory and gives almost the same result."""
+"""A VAE decoder that decodes latents tile by tile, which needs less memory and gives almost the same picture."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from stillhouse.pipelines.tiled_decode import decode_tiled
 
 @dataclass(frozen=True, slots=True)
 class TiledDecoder:
-    """A `Runner` that decodes tile by tile with another runner.
+    """An open decoder that decodes latents in tiles, each with a call of another open decoder.
 
     Args:
-        runner: decoder, open for inputs of any size.
+        runner: the decoder that is called for each tile.
         tile: side of a tile in pixels.
-        downscale: pixels per latent.
+        downscale: side of the pixel area of one latent, in pixels.
     """
 
     runner: Runner
@@ -28,31 +28,31 @@ class TiledDecoder:
 
     @property
     def backend(self) -> str:
-        """Return the `backend` of the wrapped runner."""
+        """Return the name of the backend that decodes each tile."""
         return self.runner.backend
 
     @property
     def precision(self) -> str:
-        """Return the `precision` of the wrapped runner."""
+        """Return the compute precision of the decoder that decodes each tile."""
         return self.runner.precision
 
     @property
     def layer_precisions(self) -> Mapping[str, int]:
-        """Return the `layer_precisions` of the wrapped runner."""
+        """Return how many operations of the decoder compute in each precision, as its backend reports them."""
         return self.runner.layer_precisions
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """Return the `inputs` of the wrapped runner."""
+        """Return the input specifications of the decoder that decodes each tile."""
         return self.runner.inputs
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """Return the `outputs` of the wrapped runner."""
+        """Return the output specifications of the decoder that decodes each tile."""
         return self.runner.outputs
 
     def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> Tensors:
-        """Decode latents, float32 [R, C, h, w], row by row and tile by tile."""
+        """Decode the only input, latents [R, C, h, w], row by row and tile by tile; return the output by name."""
         ((name, latents),) = feeds.items()
         (output,) = (spec.name for spec in self.outputs)
 
