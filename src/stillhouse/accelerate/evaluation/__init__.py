@@ -1,1 +1,1 @@
-"""Evaluation of one candidate in its own process: build, open, compare with the baseline, time."""
+"""Measurement of a candidate (backend, precision, options of a network) in a process of its own, next to a baseline."""

@@ -1,1 +1,1 @@
-"""Search spaces: candidates of a component, mixed precision, and variants of whole pipelines."""
+"""Search spaces: candidates for each network, mixed precision, and sampling options of the whole pipeline."""

@@ -1,4 +1,7 @@
-"""The search space of a component: candidates in evaluation order, and excluded candidates with their reasons."""
+"""The search space of a network: candidates (backend, precision, options) in the order in which they are measured.
+
+Candidates that cannot run on this machine or model are listed, too, with the reason.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,25 +18,25 @@ from stillhouse.pipelines.roles import DENOISER, ENCODER, TEXT_ENCODERS
 
 BASELINE_BACKEND = "onnxruntime"
 HEAVY_COMPONENTS = (DENOISER, NETWORK)
-"""Components that take most of the time of a picture. They get the full list of candidates."""
+"""Networks that take most of the time of a picture, so that all their candidates are measured."""
 LIGHT_COMPONENTS = (*TEXT_ENCODERS, ENCODER)
-"""Components that run once per picture, or not at all when their output is cached. They get few candidates."""
+"""Networks that run at most once per picture, so that few candidates are measured."""
 
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """Properties of the machine and the source that decide which candidates are applicable.
+    """Properties of the machine and of a network that decide which candidates can run.
 
     Args:
         backends: status of each backend by name, from `backends.registry.backends`.
         machine: hardware of this machine.
-        has_torch_modules: whether torch can open the components: the source is a diffusers directory.
+        has_torch_modules: whether torch can load the network, because its config.json of diffusers is present.
         has_dynamic_batch: whether the graph accepts any batch size.
         threads: number of threads that may be used.
-        decoder_side: longer side in pixels of the recorded decoder calls; None for other components.
-        device: see `AccelerateOptions`.
-        axis_ranges: ranges of the graph's axes, from `options.format_axis_ranges`.
-        rows: batch sizes for which a static denoiser is opened; empty: the default sizes.
+        decoder_side: longer side in pixels of the pictures that the decoder decodes; None for other networks.
+        device: "auto"; "cpu" for CPU candidates only; or the GPU to use: "cuda", "cuda:1".
+        axis_ranges: allowed lengths of the graph's named axes, from `options.format_axis_ranges`; empty: fixed lengths.
+        rows: batch sizes for which a denoiser with static shapes is opened; empty: the default sizes.
     """
 
     backends: Mapping[str, BackendStatus]
@@ -50,14 +53,15 @@ class Environment:
 def plan_candidates(
     component: str, environment: Environment, extra_candidates: Iterable[Candidate] = ()
 ) -> list[Trial | Candidate]:
-    """Return candidates in evaluation order, the baseline first. Excluded candidates are trials with a reason.
+    """Return the candidates for a network in the order in which they are measured, the f32 baseline first.
 
-    The list has fewer than a hundred entries, ordered by the speed measured on earlier machines.
+    A candidate that cannot run is a trial of status "excluded" with the reason. Backends rank their candidates by the
+    speed that was measured on other machines.
 
     Args:
-        component: name of the component.
-        environment: facts that decide which candidates are applicable.
-        extra_candidates: additional candidates, evaluated directly after the baseline.
+        component: name of the network, such as "denoiser".
+        environment: properties of machine and network that decide which candidates can run.
+        extra_candidates: additional candidates, placed directly after the baseline.
     """
     considered = [
         Candidate(component, BASELINE_BACKEND),
@@ -74,7 +78,11 @@ def plan_candidates(
 
 
 def _with_batch_sizes(candidate: Candidate, rows: Sequence[int]) -> Candidate:
-    """Return a static candidate opened for these batch sizes; some backends build one engine for all these sizes."""
+    """Return a copy of a candidate with static shapes that is opened for the given batch sizes.
+
+    A candidate with dynamic shapes is returned unchanged. If the backend can serve all sizes with a single compiled
+    engine, its settings for this are added.
+    """
     if candidate.options.get("shapes") != "static":
         return candidate
     batch_settings = find_backend(candidate.backend).batch_settings or {}
@@ -82,7 +90,7 @@ def _with_batch_sizes(candidate: Candidate, rows: Sequence[int]) -> Candidate:
 
 
 def runnable_candidates(planned: Sequence[Trial | Candidate]) -> Iterator[Candidate]:
-    """Yield the candidates of a plan that are not excluded."""
+    """Yield the candidates in a list of `plan_candidates` that can run, without the excluded ones."""
     return (candidate for candidate in planned if isinstance(candidate, Candidate))
 
 
@@ -103,7 +111,7 @@ def _context(component: str, backend: Backend, environment: Environment) -> Cand
 
 
 def _backend_candidates(component: str, environment: Environment) -> list[Candidate]:
-    """Return the candidates of all backends in the order of their ranks."""
+    """Return the candidates that all backends list for a network, sorted by the rank that the backends give them."""
     names = dict.fromkeys([*(backend.name for backend in builtin_backends()), *environment.backends])
     specs = [
         (spec, backend.name)
@@ -115,7 +123,7 @@ def _backend_candidates(component: str, environment: Environment) -> list[Candid
 
 
 def _exclusion_reason(candidate: Candidate, environment: Environment) -> str:
-    """Return why the candidate cannot or should not run here; empty where the candidate may run."""
+    """Return why a candidate cannot run on this machine or model, as a sentence; empty where it can."""
     status = environment.backends.get(candidate.backend)
     if status is None or status.reason:
         cause = status.reason if status else "it was not selected"
@@ -157,7 +165,15 @@ def _missing_recipe_package(candidate: Candidate, backend: Backend) -> str:
 
 
 def dominated_reason(candidate: Candidate, trials: Sequence[Trial]) -> str:
-    """Return why a variant is skipped, where the backend's plain candidate is far slower than the fastest; else ""."""
+    """Return why a candidate need not be measured, because its backend is too slow; empty if it should be measured.
+
+    A backend is too slow if its first timed candidate on the same device (CPU or GPU) has less than the share
+    `dominated_below` of the fastest accepted candidate's speed-up.
+
+    Args:
+        candidate: the candidate to measure next.
+        trials: measurements of the network's other candidates.
+    """
     backend = candidate.backend
     share = find_backend(backend).dominated_below
     if share is None:

@@ -1,4 +1,7 @@
-"""Mixed precision: repeat a candidate rejected for its precision, with the fewest possible blocks left in float."""
+"""Mixed precision: quantize a network again with some blocks left in float, because quantizing all was too inaccurate.
+
+A minimal set of blocks is searched with which the candidate is accurate enough.
+"""
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -16,22 +19,27 @@ from stillhouse.accelerate.selection.choose import best_trial
 from stillhouse.errors import StillhouseError
 
 _SQNR_MARGIN = 5.0
-"""dB by which nodes kept in float must improve the SQNR where pictures violated a bound. The search compares tensors
-only, so it cannot check pictures."""
+"""dB by which blocks kept in float must improve the SQNR of the outputs if the pictures were too inaccurate, not the
+outputs. The search compares outputs only, because generating pictures in each of its steps would take too long."""
 
 
 def search_mixed_precision(
     trials: Sequence[Trial], context: EvaluationContext, baseline: BaselineRun, seconds_left: Callable[[], float]
 ) -> Iterator[Trial]:
-    """Yield trials that repeat rejected candidates with some nodes kept in float.
+    """Measure inaccurate quantized candidates again with some blocks of the network kept in float.
 
-    A candidate is repeated if it was rejected for its precision and was faster than the best accepted candidate. Where
-    no choice of nodes suffices, yield the rejected trial with the failure added to its reason.
+    This is done for a quantized candidate that was rejected as inaccurate and may be faster than the best accepted
+    candidate, once for each recipe (kind of quantization).
 
     Args:
-        trials: the component's trials.
-        context, baseline: inputs and baseline of the evaluation.
-        seconds_left: returns the seconds left for this component.
+        trials: measurements of all candidates of the network.
+        context: inputs and limits of the evaluation.
+        baseline: the open f32 baseline that candidates are compared with.
+        seconds_left: returns the seconds left for measuring this network.
+
+    Yields:
+        the measurements of each new candidate; where no set of blocks is accurate enough, the rejected candidate's
+        earlier measurements, with this failure added to the reason.
     """
     best = best_trial(trials, "latency")
     fastest = best.ratio.value if best and best.ratio else 1.0
@@ -56,9 +64,9 @@ def search_mixed_precision(
 
 
 def _failed_for_precision(trial: Trial, context: EvaluationContext) -> bool:
-    """Return whether a trial was rejected for its quantization, so that keeping blocks in float may help.
+    """Return whether quantization made a rejected candidate inaccurate, so that keeping blocks in float may help.
 
-    Errors that occur at large batches only are ignored, because the backend's kernels cause them.
+    Errors that occur only at a large batch do not count, because the backend's kernels for this batch cause them.
     """
     is_quantized = trial.candidate.makes_graph and not trial.candidate.is_batch_dependent
     fidelity = {label: value for label, value in trial.fidelity.items() if LARGE_BATCH_LABEL not in label}
@@ -74,10 +82,17 @@ def _find_nodes_to_keep(
     baseline: BaselineRun,
     seconds_left: Callable[[], float],
 ) -> list[str]:
-    """Return the names of the nodes to keep in float.
+    """Return the names of the nodes to keep in float, so that a quantized candidate becomes accurate enough.
+
+    Args:
+        candidate: the inaccurate candidate.
+        trial: its measurements.
+        context: inputs and limits of the evaluation.
+        baseline: the open f32 baseline.
+        seconds_left: returns the seconds left for the search.
 
     Raises:
-        StillhouseError: no set of blocks suffices, or the graph cannot be split into blocks.
+        StillhouseError: no set of blocks is accurate enough, or the graph cannot be split into blocks.
         TimeoutError: the time budget ended.
         CandidateError: a graph could not be built or run.
     """

@@ -1,4 +1,4 @@
-"""Processes of whole pipelines that are open at the same time: generate, score, compare and time pictures."""
+"""Processes in which whole pipelines are open at the same time, to generate, score, compare and time pictures."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -25,28 +25,36 @@ from stillhouse.measure.clock import Ratio
 from stillhouse.pipelines.manifest import Component, Defaults, Manifest, StepCache
 
 BASELINE_PIPELINE = Candidate(PIPELINE, "onnxruntime", "baseline")
-"""The pipeline with its own sampling on onnxruntime in float32. Ratios of whole pictures refer to this candidate."""
+"""The original pipeline on onnxruntime in float32, with its own sampling options. Speed-ups of whole pipelines refer to
+this candidate.
+"""
 OPENVINO_PIPELINE = Candidate(PIPELINE, "openvino", "baseline", "auto")
-"""The pipeline with its own sampling on OpenVINO with default settings."""
+"""The original pipeline on OpenVINO in its default precision, with its own sampling options, as a second reference."""
 CHOSEN_PIPELINE = variant_candidate({})
-"""The pipeline with its own sampling on the chosen components."""
+"""The pipeline of the networks that were chosen from the measured candidates, with its own sampling options."""
 _SHORT_BUDGET = TimingBudget(min_rounds=3, max_rounds=3)
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredSamples:
-    """Pictures of one pipeline candidate, and for each whether the oracle finds it correct (None: no oracle)."""
+    """Pictures of one pipeline candidate.
+
+    Args:
+        samples: the pictures and their final latents.
+        correct: for each picture, whether a program (oracle) finds that it shows what the prompt asks for; None: there
+            is no such program for the model.
+    """
 
     samples: CandidateSamples
     correct: tuple[bool, ...] | None
 
     def head(self, count: int) -> "ScoredSamples":
-        """Return the first `count` pictures."""
+        """Return the first `count` pictures with their latents and verdicts; all pictures where there are fewer."""
         samples = CandidateSamples(self.samples.pictures[:count], self.samples.latents[:count])
         return ScoredSamples(samples, None if self.correct is None else self.correct[:count])
 
     def concatenate(self, more: "ScoredSamples") -> "ScoredSamples":
-        """Return these pictures followed by `more` of the same candidate."""
+        """Return these pictures followed by the pictures of `more`, which are of the same candidate."""
         pictures = np.concatenate([self.samples.pictures, more.samples.pictures])
         latents = np.concatenate([self.samples.latents, more.samples.latents])
         correct = None if self.correct is None or more.correct is None else self.correct + more.correct
@@ -54,13 +62,15 @@ class ScoredSamples:
 
 
 class PipelineProcesses:
-    """Open pipelines by candidate. All sampling variants share the process of the chosen components.
+    """The open pipelines, each in a process, by candidate.
+
+    Candidates that differ only in sampling options run in the same process, that of CHOSEN_PIPELINE.
 
     Args:
-        sweep: receives the trials.
+        sweep: options and report; measurements are added to the report.
         manifest: manifest of the original pipeline.
-        folder: parent of the candidates' folders, inside the sweep's directory.
-        stack: closes the processes.
+        folder: directory for a folder of measurements of each candidate.
+        stack: kills the processes when it is closed.
     """
 
     def __init__(self, sweep: SweepState, manifest: Manifest, folder: Path, stack: ExitStack) -> None:
@@ -76,17 +86,30 @@ class PipelineProcesses:
         defaults: Defaults,
         cache: StepCache | None = None,
     ) -> bool:
-        """Open a pipeline of these components and generate one picture. A failure is added to the report as a trial.
+        """Open a pipeline in a new process and generate one picture. A failure is added to the report.
 
-        All settings are passed explicitly, because the directory's manifest may contain the choice of an earlier sweep.
+        All settings are arguments, because the manifest in the directory may contain the choice of an earlier sweep.
+
+        Args:
+            candidate: the pipeline candidate under which the process is found again.
+            components: networks of the pipeline by name.
+            defaults: default settings of the pipeline.
+            cache: graphs of the denoiser split in two depths, which feature caching needs; None: no feature caching.
 
         Returns:
-            whether the pipeline is open.
+            True if the pipeline is open, False after a failure.
         """
         return self._open(candidate, self.sweep.workspace.directory, components, defaults, cache)
 
     def open_student(self, candidate: Candidate) -> bool:
-        """Open a student with its own manifest and generate one picture. A failure becomes a trial of the report."""
+        """Open a distilled student in a new process and generate one picture. A failure is added to the report.
+
+        Args:
+            candidate: candidate of the student, from `students.student_candidate`.
+
+        Returns:
+            True if the student is open, False after a failure.
+        """
         return self._open(candidate, self.sweep.workspace.directory / STUDENTS_FOLDER / candidate.options["student"])
 
     def _open(
@@ -120,7 +143,11 @@ class PipelineProcesses:
         return True
 
     def close(self, candidate: Candidate) -> None:
-        """Kill the candidate's process. If it was open, drop all pictures but those of other baseline pipelines."""
+        """Kill a candidate's process if it is open, and drop stored pictures, because networks may change.
+
+        Pictures of BASELINE_PIPELINE and OPENVINO_PIPELINE, whose networks do not change, are kept, unless they are the
+        candidate's own.
+        """
         process = self.processes.pop(candidate.key, None)
         if process:
             process.kill()
@@ -128,10 +155,10 @@ class PipelineProcesses:
             self.scored = {key: samples for key, samples in self.scored.items() if key in reusable}
 
     def reopen_dead(self) -> None:
-        """Restart processes that died.
+        """Start a new process for each pipeline whose process has died, and generate one picture with it.
 
         Raises:
-            CandidateError: a process cannot be opened.
+            CandidateError: a pipeline cannot be opened.
         """
         for process in list(self.processes.values()):
             if not process.is_alive:
@@ -139,15 +166,14 @@ class PipelineProcesses:
                 self._start(CandidateProcess(process.task, process.memory_limit, other_processes))
 
     def is_open(self, candidate: Candidate) -> bool:
-        """Return whether the candidate can generate pictures."""
+        """Return whether a process that can generate pictures of the candidate is open."""
         return self._process_key(candidate) in self.processes
 
     def score_samples(self, candidate: Candidate, count: int) -> ScoredSamples:
-        """Return the first `count` pictures of a candidate with the oracle's verdicts.
+        """Return the first `count` pictures of a candidate, with verdicts of a program (oracle); generate missing ones.
 
-        Missing pictures are generated.
-
-        Without an oracle, the pictures are those of the comparison requests, whatever `count` is.
+        For a model without such a program, the pictures are the first `count` of the comparison requests, which may be
+        fewer.
         """
         stored = self.scored.get(candidate.key)
         stored_count = len(stored.samples.pictures) if stored else 0
@@ -157,8 +183,16 @@ class PipelineProcesses:
         return self.scored[candidate.key].head(count)
 
     def evaluate(self, candidate: Candidate, count: int) -> Trial:
-        """Compare `count` pictures with the baseline pipeline's, time both in turns, judge, and add the trial to the
-        report.
+        """Measure a pipeline candidate next to BASELINE_PIPELINE, judge it, and add the result to the report.
+
+        Both generate the same pictures, which are compared, and are timed in the same rounds.
+
+        Args:
+            candidate: an open candidate.
+            count: number of pictures to compare.
+
+        Returns:
+            the trial: measurements and verdict.
         """
         scored, base = self.score_samples(candidate, count), self.score_samples(BASELINE_PIPELINE, count)
         folder = self._folder(candidate)
@@ -181,11 +215,14 @@ class PipelineProcesses:
         return trial
 
     def measure_speedup(self, candidate: Candidate) -> Ratio:
-        """Return the speed-up over the pipeline's own sampling on the same components, from a few pictures."""
+        """Return the speed-up of other sampling options over the pipeline's own ones (CHOSEN_PIPELINE).
+
+        Both run on the same networks and are timed in three rounds.
+        """
         return compare_latency(self.timer(CHOSEN_PIPELINE), self.timer(candidate), _SHORT_BUDGET).ratio
 
     def timer(self, candidate: Candidate) -> Callable[[int], float]:
-        """Return a Timer of whole pictures of the candidate."""
+        """Return a function that generates a number of pictures with a candidate, and returns their total seconds."""
         process, request = self._process(candidate), self._first_request(candidate)
         return lambda calls: sum(process.call(TimePicture(request), timeout=self.sweep.timeout) for _ in range(calls))
 
@@ -235,5 +272,5 @@ class PipelineProcesses:
 
 
 def _variant_request(candidate: Candidate, request: ImageRequest) -> ImageRequest:
-    """Return the request with the candidate's sampling options."""
+    """Return a copy of an image request with the sampling options of a candidate."""
     return replace(request, **request_fields(candidate.options))  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
-"""End-to-end search: run whole pipelines with the chosen components, then vary how they sample.
+"""Search of sampling options: sampler, number of steps, guidance interval and feature caching.
 
-Sampler, steps, guidance interval and feature caching are varied. Every variant is compared with the unmodified f32
-pipeline: it is screened with a few pictures, and if it passes, evaluated in full with more pictures.
+Whole pipelines of the chosen networks are run with different options, and their pictures and speed are compared with
+the unmodified f32 pipeline. Options are first checked on few pictures (screening), then on more pictures (in full).
 """
 
 import warnings
@@ -38,27 +38,32 @@ from stillhouse.measure.clock import run_interleaved
 from stillhouse.pipelines.manifest import TRIALS, Manifest
 
 MAX_PICTURE_SECONDS = 60.0
-"""Seconds of one picture above which whole pictures are not compared, because the search generates hundreds."""
+"""Seconds of one picture above which whole pictures are not compared, because the search generates hundreds of them."""
 _MAX_SCREENED = 8
-"""Maximum number of combinations that are screened, starting with the cheapest."""
+"""Maximum number of combinations of sampling options that are checked on few pictures, in the order of their cost."""
 _FEW_PICTURES = 8
-"""Number of pictures on which pipelines with the same sampling are compared."""
+"""Number of pictures on which pipelines with equal sampling options are compared."""
 _MAX_FULL_EVALUATIONS = 4
-"""Maximum number of combinations that are evaluated in full."""
+"""Maximum number of combinations of sampling options that are checked on FULL_PICTURES pictures."""
 _MIN_SPEEDUP = 1.05
-"""Speed-up over the pipeline's own sampling that a variant needs to be evaluated further."""
+"""Minimum speed-up over the pipeline's own sampling options; slower options are rejected without comparing pictures."""
 _FINAL_ROUNDS = 10
 _SEARCH_SHARE = 0.92
 _FINAL_SHARE = 0.97
-"""Shares of the time budget: the search ends before the first, and the last comparison starts before the second."""
+"""Share of the time budget before which the last timing of whole pipelines must begin. The search for sampling options
+ends earlier, at the share _SEARCH_SHARE.
+"""
 _MIN_SCREENING_PSNR = 30.0
-"""PSNR in dB, relative to the baseline's pictures. A variant below this value is not evaluated in full, because in our
-measurements no such variant has kept its score.
+"""Minimum PSNR in dB of few pictures, relative to the baseline's, for sampling options to be checked on more pictures.
+In our measurements no options below this value have kept the share of correct pictures.
 """
 
 
 def search_pipelines(sweep: SweepState) -> None:
-    """Evaluate whole pipelines; every trial is added to the sweep's report."""
+    """Measure whole pipelines: distilled students, the chosen networks, and these with other sampling options.
+
+    Results are added to the sweep's report. If one picture takes too long, all candidates are reported as skipped.
+    """
     manifest = original_manifest(sweep.workspace.directory)
     if reason := _skip_reason(manifest, sweep.report):
         for axis in list_search_axes(manifest, can_cache=False):
@@ -85,7 +90,7 @@ def search_pipelines(sweep: SweepState) -> None:
 
 
 def _skip_reason(manifest: Manifest, report: Report) -> str:
-    """Return why whole pictures are not compared; empty where pictures are compared."""
+    """Return why no whole pictures are generated, because one takes too long; empty where pictures are generated."""
     best = best_trial(report.trials_of("denoiser"), "latency")
     if best is None or best.seconds is None:
         if not is_heavy(manifest):
@@ -99,14 +104,16 @@ def _skip_reason(manifest: Manifest, report: Report) -> str:
 
 @dataclass(slots=True)
 class _PipelineSearch:
-    """State of the search.
+    """State of the search of sampling options.
+
+    An axis is a kind of option, such as the number of steps. A level is a setting on it, as options by name.
 
     Args:
-        sweep: receives the trials.
+        sweep: options, clock and report of `stillhouse accelerate`; measurements are added to the report.
         manifest: manifest of the original pipeline.
         processes: the open pipelines.
-        passing_levels: by axis, the levels that passed screening.
-        secured_level: the level of the axis of fewer steps that passed a full evaluation; empty: none.
+        passing_levels: by axis, the levels that passed the check on few pictures.
+        secured_level: the number of steps that passed the check on many pictures; empty: none.
         can_cache: whether the chosen denoiser supports feature caching.
     """
 
@@ -118,7 +125,11 @@ class _PipelineSearch:
     can_cache: bool = False
 
     def open_baseline(self) -> bool:
-        """Open and evaluate the f32 pipeline that all others are compared with; return whether it runs."""
+        """Open and measure the f32 pipeline that all others are compared with.
+
+        Returns:
+            True if the pipeline runs.
+        """
         if not self.processes.open(
             BASELINE_PIPELINE, f32_components(self.sweep.workspace.directory), self.manifest.defaults
         ):
@@ -130,15 +141,18 @@ class _PipelineSearch:
         return True
 
     def open_chosen(self) -> bool:
-        """Open the chosen components; return whether their pictures match the baseline's."""
+        """Open the pipeline of the chosen networks, and return whether its pictures are accepted.
+
+        If they are not, choose again among networks of almost exact outputs, and try once more.
+        """
         if self._matches_baseline():
             return True
-        # Each component satisfied the bounds, but all together did not: restrict the choice to exact components.
+        # Each chosen network satisfied the bounds alone, but not all together, so only almost exact ones may be chosen.
         self.sweep.report = replace(self.sweep.report, exact_only=True)
         return self._matches_baseline()
 
     def evaluate_students(self) -> None:
-        """Evaluate each distilled student with its own sampling and components."""
+        """Measure each distilled student with its own networks and sampling options."""
         for number, name in enumerate(self.sweep.options.students):
             self.sweep.on_progress("pictures: students", number, len(self.sweep.options.students))
             candidate = student_candidate(name)
@@ -153,10 +167,13 @@ class _PipelineSearch:
                     self._time_together({pipeline.key: pipeline for pipeline in (BASELINE_PIPELINE, candidate)})
                 except CandidateError as failure:
                     self.sweep.add_trial(Trial(candidate, "failed", str(failure)))
-                self.processes.close(candidate)  # other candidates need its memory
+                self.processes.close(candidate)  # frees the student's memory for the pipelines that are opened next
 
     def coarse_to_fine(self) -> None:
-        """Find the most aggressive level of each axis that passes screening, by bisection."""
+        """Find, by bisection, the fastest setting of each kind of sampling option that passes on few pictures.
+
+        Settings that pass are added to `passing_levels`.
+        """
         for axis in list_search_axes(self.manifest, can_cache=self.can_cache):
             low, high = 0, len(axis.levels)
             while low < high and self.sweep.seconds_left(_SEARCH_SHARE) > 0:
@@ -171,7 +188,10 @@ class _PipelineSearch:
                 self._secure_fewer_steps()
 
     def search_combinations(self) -> None:
-        """Evaluate combinations that cost less than `secured_level`, cheapest first, until one passes in full."""
+        """Check combinations of passing settings, cheapest first, until one passes on FULL_PICTURES pictures.
+
+        Only combinations with a lower estimated cost than `secured_level` are checked.
+        """
         secured_cost = variant_cost(self.manifest, self.secured_level)
         combinations = [
             options
@@ -191,7 +211,7 @@ class _PipelineSearch:
                 return
 
     def run_final(self) -> None:
-        """Time the baseline pipelines, the chosen components and their fastest variant in the same rounds."""
+        """Time the reference pipelines, the chosen pipeline, and its best sampling options in the same rounds."""
         components = f32_components(self.sweep.workspace.directory).items()
         openvino_components = {name: replace(item, backend="openvino", precision="auto") for name, item in components}
         if self.sweep.seconds_left(_FINAL_SHARE) > 0 and self.processes.open(
@@ -212,7 +232,11 @@ class _PipelineSearch:
         self._time_together(finalists)
 
     def _time_together(self, candidates: Mapping[str, Candidate]) -> None:
-        """Time candidates, given by key, in the same rounds. The baseline pipeline must be among the candidates."""
+        """Time open pipelines in the same rounds, and update their speed-ups in the report.
+
+        Args:
+            candidates: candidates by their key; BASELINE_PIPELINE must be among them.
+        """
         seconds = run_interleaved(
             {key: partial(self.processes.timer(candidate), 1) for key, candidate in candidates.items()}, _FINAL_ROUNDS
         )
@@ -222,7 +246,7 @@ class _PipelineSearch:
                 self.sweep.add_trial(trial.with_timings(timings, baseline_seconds=seconds[BASELINE_PIPELINE.key]))
 
     def _matches_baseline(self) -> bool:
-        """Open the currently chosen components; return whether their pictures are accepted."""
+        """Open the pipeline of the networks chosen so far, and return whether its pictures are accepted."""
         directory, report = self.sweep.workspace.directory, self.sweep.chosen_report()
         chosen = chosen_components(directory, report)
         step_cache = make_step_cache(directory, chosen)
@@ -233,7 +257,13 @@ class _PipelineSearch:
         return self.processes.evaluate(CHOSEN_PIPELINE, _FEW_PICTURES).status == "accepted"
 
     def _note_components(self, components: Mapping[str, str]) -> None:
-        """Record which components generate the pictures; drop trials of sampling variants on other components."""
+        """Record in the report which networks generate the pictures.
+
+        If they have changed, measurements of sampling options on the earlier networks are dropped.
+
+        Args:
+            components: key of the chosen candidate by network.
+        """
         report = self.sweep.report
         trials = report.trials
         if report.evaluated_with != components:
@@ -245,7 +275,11 @@ class _PipelineSearch:
         self.sweep.report = replace(report, trials=trials, evaluated_with=components)
 
     def _secure_fewer_steps(self) -> None:
-        """Evaluate the screened step counts in full, fewest first, before time is spent on less certain variants."""
+        """Check the numbers of steps that passed on few pictures on FULL_PICTURES pictures, fewest steps first.
+
+        The first number that passes becomes `secured_level`, before time is spent on less certain options. Other
+        samplers are then checked with this number on few pictures.
+        """
         for level in self.passing_levels.get("steps", [])[::-1]:
             if self.sweep.seconds_left(_SEARCH_SHARE) > 0 and self._passes_in_full(variant_candidate(level)):
                 self.secured_level = level
@@ -255,16 +289,26 @@ class _PipelineSearch:
                 self.passing_levels["steps"].append(options)
 
     def _passes_screening(self, options: Mapping[str, str]) -> bool:
-        """Return whether a variant is faster and passes on a few pictures; its trial is in the report."""
+        """Return whether sampling options are faster than the pipeline's own and pass on few pictures.
+
+        They are measured unless the report already has their measurements, and the result is added to the report.
+
+        Args:
+            options: changed sampling options by name.
+        """
         candidate = variant_candidate(options)
         trial = self.sweep.find_trial(candidate) or self._screen(candidate)
         if trial.pictures is None or trial.status not in ("accepted", "skipped"):
             return False
-        # A full evaluation with an oracle is expensive; skip variants that are unlikely to pass it.
+        # Scoring many pictures takes long, so options that are unlikely to keep the score do not pass here.
         return trial.pictures.score is None or trial.pictures.psnr >= _MIN_SCREENING_PSNR
 
     def _screen(self, candidate: Candidate) -> Trial:
-        """Screen a candidate and return its trial."""
+        """Measure the speed of a candidate of other sampling options and, if it is faster, compare few pictures.
+
+        Returns:
+            the trial (measurements and verdict), which is also added to the report.
+        """
         try:
             self.processes.reopen_dead()
             gain = self.processes.measure_speedup(candidate).value
@@ -278,7 +322,11 @@ class _PipelineSearch:
         return trial
 
     def _passes_in_full(self, candidate: Candidate) -> bool:
-        """Return whether a candidate passes on FULL_PICTURES pictures, stopping halfway where it cannot pass."""
+        """Return whether a candidate of other sampling options is accepted on FULL_PICTURES pictures.
+
+        Measurement stops at half of the pictures where the rest cannot save the score. Without a program (oracle) that
+        scores pictures, the verdict on few pictures stands. The result is False if too little time is left.
+        """
         if not has_oracle(self.manifest):
             return (self.sweep.find_trial(candidate) or Trial(candidate, "failed")).status == "accepted"
         if self.sweep.seconds_left(_SEARCH_SHARE) < self._seconds_needed(candidate):
@@ -292,7 +340,10 @@ class _PipelineSearch:
             return False
 
     def _seconds_needed(self, candidate: Candidate) -> float:
-        """Return the seconds to generate the missing pictures of a full evaluation."""
+        """Return the estimated seconds to generate the pictures that a comparison of FULL_PICTURES pictures lacks.
+
+        Both the candidate's and the baseline's missing pictures count.
+        """
         seconds = 0.0
         for pipeline in (BASELINE_PIPELINE, candidate):
             trial, scored = self.sweep.find_trial(pipeline), self.processes.scored.get(pipeline.key)
@@ -301,9 +352,10 @@ class _PipelineSearch:
         return seconds
 
     def _cannot_recover(self, candidate: Candidate, count: int) -> bool:
-        """Return whether more pictures are unlikely to raise the score above the bound.
+        """Return whether a candidate's score on `count` pictures is so low that more pictures are unlikely to help.
 
-        This holds where the midpoint of the mean score gain and its interval's upper end violates the bound.
+        This is so where the value halfway between the mean score gain and the upper end of its 95 % interval violates
+        the bound. Missing pictures are generated.
         """
         baseline, actual = (
             self.processes.score_samples(pipeline, count).correct for pipeline in (BASELINE_PIPELINE, candidate)

@@ -1,7 +1,7 @@
-"""Sampling variants: other samplers, fewer steps, guidance in part of the steps, cached features.
+"""Sampling variants: other samplers, fewer steps, guidance in part of the steps, cached features (DeepCache).
 
-Each search axis is ordered from conservative to aggressive. The search finds the most aggressive acceptable level of
-each axis, then combines them, cheapest first.
+Each kind of variant is a search axis: a list of settings (levels), ordered from the least to the largest change. The
+search finds the largest acceptable change on each axis, then combines the axes, cheapest combination first.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from stillhouse.pipelines.manifest import Defaults, Manifest
 from stillhouse.pipelines.resolve import resolve
 
 CACHED_STEP_COST = 0.2
-"""Estimated cost of a cached step relative to a full one; it only orders candidates before they are measured."""
+"""Estimated cost of a step with cached features relative to a full step. It only decides the order of measurements."""
 _MIN_STEPS = 4
 _STEP_SHARES = (0.5, 0.35, 0.28, 0.23)
 _GUIDANCE_INTERVALS = ((0.0, 0.8), (0.0, 0.6), (0.0, 0.45))
@@ -25,22 +25,31 @@ _OTHER_SAMPLERS = ("unipc", "ddim")
 
 @dataclass(frozen=True, slots=True)
 class SearchAxis:
-    """Levels of one kind of variant as sampling options, ordered from conservative to aggressive."""
+    """One kind of sampling option to search.
+
+    Args:
+        name: name of the option: steps, cache_interval or guidance.
+        levels: settings to try, each as sampling options by name, ordered from the least to the largest change.
+    """
 
     name: str
     levels: tuple[Mapping[str, str], ...]
 
 
 def variant_candidate(options: Mapping[str, str]) -> Candidate:
-    """Return the candidate of these sampling options; empty options: the pipeline's own sampling."""
+    """Return the candidate for a whole pipeline with the given sampling options.
+
+    Args:
+        options: changed sampling options by name, values as text; empty: the pipeline's own options.
+    """
     return Candidate(PIPELINE, "stillhouse", "sampling", "f32", dict(options))
 
 
 def list_search_axes(manifest: Manifest, can_cache: bool) -> list[SearchAxis]:
-    """Return the applicable search axes of a pipeline.
+    """Return the kinds of sampling options to search for a pipeline, each with the settings to try.
 
-    A student distilled for fixed timesteps has no search axes: the student supports no other steps or samplers, and its
-    denoiser cannot be split.
+    The result is empty for a student that was distilled for fixed timesteps, because such a student supports neither
+    other steps, samplers nor feature caching.
 
     Args:
         manifest: manifest of the pipeline.
@@ -63,21 +72,27 @@ def list_search_axes(manifest: Manifest, can_cache: bool) -> list[SearchAxis]:
 
 
 def other_samplers(options: Mapping[str, str]) -> Iterator[Mapping[str, str]]:
-    """Yield the options with each of the other samplers."""
+    """Yield copies of sampling options with another sampler, for each of `_OTHER_SAMPLERS` that they do not use yet."""
     for sampler in _OTHER_SAMPLERS:
         if sampler != options.get("sampler"):
             yield {**options, "sampler": sampler}
 
 
 def combine_levels(passing: Mapping[str, Sequence[Mapping[str, str]]]) -> list[Mapping[str, str]]:
-    """Return all combinations of at most one level of each axis, without the empty one."""
+    """Return all combinations of sampling options with at most one setting of each axis; each has at least one setting.
+
+    Args:
+        passing: for each axis, the settings to combine, as options by name.
+    """
     choices = [[{}, *levels] for levels in passing.values()]
     merged = [{name: value for part in parts for name, value in part.items()} for parts in product(*choices)]
     return [options for options in merged if options]
 
 
 def request_fields(options: Mapping[str, str]) -> dict[str, object]:
-    """Return sampling options as fields of an `ImageRequest`; options that are no request fields are ignored.
+    """Convert sampling options, whose values are text, to values for the fields of an `ImageRequest`, by name.
+
+    Options other than steps, sampler, guidance_interval and cache_interval are ignored.
 
     >>> request_fields({"steps": "12", "guidance_interval": "0-0.6"})
     {'steps': 12, 'guidance_interval': (0.0, 0.6)}
@@ -95,12 +110,19 @@ def request_fields(options: Mapping[str, str]) -> dict[str, object]:
 
 
 def apply_variant(candidate: Candidate, defaults: Defaults) -> Defaults:
-    """Return the pipeline's defaults with the candidate's sampling options."""
+    """Return a copy of a pipeline's default settings with the sampling options of a candidate."""
     return replace(defaults, **request_fields(candidate.options))  # type: ignore[arg-type]
 
 
 def variant_cost(manifest: Manifest, options: Mapping[str, str]) -> float:
-    """Return the number of denoiser rows of one picture; rows of cached steps count CACHED_STEP_COST."""
+    """Return the estimated cost of one picture: the number of rows (batch entries) that the denoiser computes for it.
+
+    A row of a step with cached features counts CACHED_STEP_COST.
+
+    Args:
+        manifest: manifest of the pipeline.
+        options: changed sampling options by name.
+    """
     cache_interval = int(options.get("cache_interval", "1"))
     fields = request_fields({name: value for name, value in options.items() if name != "cache_interval"})
     plan = resolve(manifest, ImageRequest("", **fields)).plan  # type: ignore[arg-type]

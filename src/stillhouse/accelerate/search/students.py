@@ -1,4 +1,7 @@
-"""Distilled students as candidates of their teacher: whole students with their own sampling, and their decoders."""
+"""Distilled students as candidates to replace their teacher: whole students, and their decoders alone.
+
+A student is a pipeline that was distilled from another pipeline, its teacher, to need fewer steps.
+"""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -22,22 +25,25 @@ from stillhouse.pipelines.manifest import (
 )
 
 STUDENTS_FOLDER = "students"
-"""Name of the folder, in the sweep's directory, with a directory for each student."""
+"""Name of the folder, in the working directory of `stillhouse accelerate`, with a directory for each student."""
 _BACKENDS = ("openvino", "onnxruntime")
 
 
 def add_students(workspace: Workspace, sources: Sequence[str]) -> tuple[str, ...]:
-    """Copy students into the teacher's workspace and return their names.
+    """Copy distilled students into the working directory in which their teacher is accelerated.
 
     Args:
-        workspace: workspace of the teacher.
-        sources: names of embedded models, or pipeline directories. An accelerated pipeline keeps its choice, because a
-            student runs with its own manifest.
+        workspace: working directory of the teacher.
+        sources: names of embedded models, or pipeline directories. If a student was accelerated itself, its chosen
+            networks are used.
+
+    Returns:
+        the names of the students, in the order of `sources`.
 
     Raises:
         UnknownModel, ManifestError, TamperedFile: a source cannot be used.
         InvalidRequest: two students share a name, a source is not a student of this teacher, or a source differs
-            from the student of the same name in an earlier sweep.
+            from the student of the same name that was copied before.
     """
     names: list[str] = []
     for source in sources:
@@ -50,19 +56,28 @@ def add_students(workspace: Workspace, sources: Sequence[str]) -> tuple[str, ...
 
 
 def student_candidate(name: str) -> Candidate:
-    """Return the candidate that generates whole pictures with this student."""
+    """Return the candidate that replaces the whole pipeline by the distilled student of the given name."""
     return Candidate(PIPELINE, "stillhouse", DISTILLED, options={"student": name})
 
 
 def read_student_manifest(directory: Path, name: str) -> Manifest:
-    """Read the manifest of a student that `add_students` copied into the sweep's `directory`."""
+    """Return the manifest of a distilled student that `add_students` copied.
+
+    Args:
+        directory: working directory of the teacher.
+        name: name of the student.
+    """
     return read_manifest(directory / STUDENTS_FOLDER / name)
 
 
 def prefix_paths(manifest: Manifest, folder: str) -> Manifest:
-    """Return the manifest with `folder` prepended to every path, for use in the parent directory.
+    """Return a copy of a manifest, for use in a parent directory of its own, with `folder` prepended to every path.
 
-    The list of files is empty; `write_manifest` fills it.
+    The list of files in the copy is empty, because `write_manifest` fills it.
+
+    Args:
+        manifest: manifest with paths relative to the pipeline's directory.
+        folder: path of the pipeline's directory relative to the parent directory.
     """
 
     def below(component: Component) -> Component:
@@ -85,9 +100,13 @@ def prefix_paths(manifest: Manifest, folder: str) -> Manifest:
 
 
 def student_decoders(directory: Path, names: Sequence[str]) -> list[Candidate]:
-    """Return the students' decoders as candidates of the teacher's decoder.
+    """Return the decoders of distilled students as candidates to replace the teacher's decoder.
 
-    Decoders that equal the teacher's are left out.
+    Each decoder gives a candidate for OpenVINO and for onnxruntime. Decoders that equal the teacher's are left out.
+
+    Args:
+        directory: working directory of the teacher, with the students that `add_students` copied.
+        names: names of the students.
     """
     teacher_decoder = _decoder_checksums(original_manifest(directory), directory)
     students = [
@@ -102,7 +121,13 @@ def student_decoders(directory: Path, names: Sequence[str]) -> list[Candidate]:
 
 
 def copy_student_decoder(candidate: Candidate, directory: Path, artifacts: Path) -> None:
-    """Copy a student's decoder to the candidate's artifact folder, if that does not exist."""
+    """Copy a student's decoder to the folder in which the candidate's graph is expected, unless the folder exists.
+
+    Args:
+        candidate: candidate of `student_decoders`.
+        directory: working directory of the teacher, with the student.
+        artifacts: parent of the candidate's folder.
+    """
     folder = artifacts / candidate.artifact_key
     if folder.is_dir():
         return
@@ -117,13 +142,20 @@ def _copy_student(source: Path, manifest: Manifest, home: Path) -> None:
     if home.is_dir():
         if file_sha256(home / MANIFEST) != file_sha256(source / MANIFEST):
             message = f"{source} differs from the student {manifest.name} that was measured in {home.parent.parent}"
-            raise InvalidRequest(message, allowed="the same students in one directory", fix="use another directory")
+            raise InvalidRequest(
+                message, allowed="an unchanged student of this name", fix="use another output directory"
+            )
         return
     _copy_files(home, {file: source / file for file in (*manifest.files, MANIFEST)})
 
 
 def _copy_files(folder: Path, files: Mapping[str, Path]) -> None:
-    """Copy files, given by their names in `folder`, atomically."""
+    """Create a folder with copies of files; it appears only once all files are copied.
+
+    Args:
+        folder: the folder to create.
+        files: path of each file to copy, by the name of its copy.
+    """
     staging = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(staging, ignore_errors=True)
     for name, file in files.items():
@@ -132,7 +164,10 @@ def _copy_files(folder: Path, files: Mapping[str, Path]) -> None:
 
 
 def _decoder_checksums(manifest: Manifest, directory: Path) -> Mapping[str, str]:
-    """Return the checksums of the decoder's weight files by name; equal checksums mean equal decoders."""
+    """Return the SHA-256 of each weight file of a pipeline's decoder, by file name.
+
+    Decoders of equal checksums are equal.
+    """
     graph = directory / manifest.components[DECODER].graph
     names = [(graph.parent / file).relative_to(directory).as_posix() for file in read_signature(graph).external]
     return {Path(name).name: manifest.files[name].sha256 for name in names}
@@ -146,6 +181,6 @@ def _check_student(manifest: Manifest, workspace: Workspace, names: Sequence[str
         origin = manifest.distilled and f"distilled from {manifest.distilled.teacher[0]}"
         raise InvalidRequest(
             f"{manifest.name} is {origin or 'not a distilled model'}",
-            allowed=f"students distilled from the present {workspace.name}",
+            allowed=f"students distilled from {workspace.name} with its present files",
             fix=f"create one with `stillhouse distill {workspace.name} -o DIR`",
         )

@@ -1,1 +1,1 @@
-"""The choice among measured candidates, and its application to the manifest."""
+"""The choice among measured candidates (configurations of networks), and its application to the pipeline's manifest."""

@@ -1,4 +1,7 @@
-"""Apply a choice: write components and defaults into the manifest, and remove temporary files of the sweep."""
+"""Application of the choice that `stillhouse accelerate` made among measured candidates.
+
+The chosen networks and default settings are written into the pipeline's manifest, and temporary files are removed.
+"""
 
 import shutil
 from collections.abc import Mapping
@@ -24,12 +27,25 @@ from stillhouse.pipelines.manifest import MANIFEST, TRIALS, Component, Defaults,
 from stillhouse.pipelines.network import NETWORK_MANIFEST, NetworkRecord, write_network
 
 VERIFY_FOLDER = "verify"
-"""Name of the folder with probes and reference outputs, by which another machine verifies the choice."""
+"""Name of the folder with recorded inputs and reference outputs of each network. Another machine checks with them that
+the chosen network computes correctly there.
+"""
 MAX_ALTERNATIVES = 2
 
 
 def apply_choice(directory: Path, report: Report) -> None:
-    """Write the report's choice into the directory's manifest."""
+    """Write the chosen networks and settings of a report into the manifest of a directory.
+
+    For a single ONNX file, the manifest of the network is written. If a distilled student was chosen, the manifest of
+    the student is written.
+
+    Args:
+        directory: working directory of `stillhouse accelerate`.
+        report: report with the choice.
+
+    Raises:
+        PipelineError: the graph of the chosen candidate of a single ONNX file is missing.
+    """
     if any(component == NETWORK for component in _component_names(report)):
         _apply_network(directory, report)
         return
@@ -55,7 +71,8 @@ def apply_choice(directory: Path, report: Report) -> None:
         else None
     )
     if defaults.cache_interval > 1 and step_cache is None:
-        defaults = replace(defaults, cache_interval=1)  # caching needs a split graph, which this denoiser lacks
+        # Turn feature caching off, because it needs the denoiser split in two graphs, which this denoiser lacks.
+        defaults = replace(defaults, cache_interval=1)
     chosen = replace(
         original,
         components=components,
@@ -68,7 +85,11 @@ def apply_choice(directory: Path, report: Report) -> None:
 
 
 def _tuning_record(directory: Path, report: Report) -> Tuned:
-    """Return the record by which another machine verifies the choice: a probe of each component, and alternatives."""
+    """Return the manifest's record by which another machine checks the chosen networks, and write its files.
+
+    The record names a file with recorded inputs and reference outputs of each network, and for each network alternative
+    candidates in the order of their speed, with the baseline last.
+    """
     probes, alternatives = {}, {}
     components = original_components(directory)
     for name in report.chosen:
@@ -81,7 +102,8 @@ def _tuning_record(directory: Path, report: Report) -> Tuned:
             _write_verify_file(directory / path, directory / TRIALS / name / PROBES_FILE, outputs)
         probes[name] = f"{VERIFY_FOLDER}/{name}.npz"
         others = [trial for trial in pareto_front(report.trials_of(name)) if trial.candidate.key != report.chosen[name]]
-        others = [trial for trial in others if "tile" not in trial.candidate.options]  # tiles do not change a component
+        # Candidates with tiles are no alternatives: the tile size is a setting of the pipeline, not of a network.
+        others = [trial for trial in others if "tile" not in trial.candidate.options]
         baseline_trial = report.trial(name, baseline)
         ordered = [*[trial for trial in others if trial != baseline_trial][:MAX_ALTERNATIVES], baseline_trial]
         alternatives[name] = tuple(_chosen_component(trial, components[name], report.threads) for trial in ordered)
@@ -99,7 +121,10 @@ def _write_verify_file(path: Path, probes: Path, outputs: Path) -> None:
 
 
 def chosen_components(directory: Path, report: Report) -> dict[str, Component]:
-    """Return components by name: the chosen component, or the original component where nothing was chosen."""
+    """Return the networks of the pipeline by name, as manifest components.
+
+    A network for which the report has no choice is the original one.
+    """
     components = original_components(directory)
     for name, component in components.items():
         key = report.chosen.get(name)
@@ -109,7 +134,7 @@ def chosen_components(directory: Path, report: Report) -> dict[str, Component]:
 
 
 def chosen_defaults(directory: Path, report: Report) -> Defaults:
-    """Return the original defaults with the tile size of the chosen decoder."""
+    """Return the pipeline's original default settings, with the tile size of the chosen decoder if it has one."""
     defaults = original_manifest(directory).defaults
     decoder = report.chosen.get(DECODER)
     tile = report.trial(DECODER, decoder).candidate.options.get("tile") if decoder else None
@@ -117,8 +142,14 @@ def chosen_defaults(directory: Path, report: Report) -> Defaults:
 
 
 def make_step_cache(directory: Path, components: Mapping[str, Component]) -> StepCache | None:
-    """Write the denoiser's split graphs (DeepCache) next to it; None where it cannot be split or is not the original
-    graph.
+    """Split the denoiser in two depths for feature caching (DeepCache), and write both graphs next to its graph.
+
+    Args:
+        directory: working directory of `stillhouse accelerate`.
+        components: networks of the pipeline by name.
+
+    Returns:
+        paths of the two graphs; None where the denoiser cannot be split, or its graph is not the original one.
     """
     graph = components["denoiser"].graph
     if graph != original_components(directory)["denoiser"].graph:
@@ -131,7 +162,11 @@ def make_step_cache(directory: Path, components: Mapping[str, Component]) -> Ste
 
 
 def remove_leftovers(directory: Path, report: Report) -> None:
-    """Remove files that only the sweep needed. Graphs of measured candidates stay, for `stillhouse choose`."""
+    """Remove files that were needed only for measuring: pictures and outputs of candidates, and graphs never timed.
+
+    Graphs of measured candidates are kept, because `stillhouse choose` may choose one of them later. Outputs of the
+    baseline are kept, too, and also its pictures if the sweep can be resumed.
+    """
     measured = {trial.artifact for trial in report.trials if trial.ratio}
     for name in _component_names(report):
         folder = directory / TRIALS / name
@@ -141,7 +176,7 @@ def remove_leftovers(directory: Path, report: Report) -> None:
         baseline = report.baselines.get(name)
         for trial in report.trials_of(name):
             is_baseline = trial.candidate.key == baseline
-            # A resumed sweep reuses the baseline's pictures, which take minutes on a large model.
+            # The baseline's pictures stay for a resumed sweep, because generating them takes minutes on a large model.
             if not (is_baseline and report.is_resumable):
                 (folder / trial.candidate.key / PICTURES_FILE).unlink(missing_ok=True)
             if not is_baseline:
@@ -149,7 +184,7 @@ def remove_leftovers(directory: Path, report: Report) -> None:
 
 
 def restore_original(directory: Path) -> None:
-    """Write the original manifest, and remove the report, all trials and all probes."""
+    """Restore the original manifest of a working directory, and remove its report, measurements and recorded inputs."""
     if (directory / TRIALS / MANIFEST).is_file():
         write_manifest(directory, original_manifest(directory))
     else:
@@ -176,7 +211,9 @@ def _apply_network(directory: Path, report: Report) -> None:
         return
     trial = report.trial(NETWORK, key)
     if trial.graph is None or not (directory / trial.graph).is_file():
-        raise PipelineError(f"{directory} lacks the graph of {trial.candidate.name}", fix="run the sweep again")
+        raise PipelineError(
+            f"{directory} lacks the graph of {trial.candidate.name}", fix="run `stillhouse accelerate` again"
+        )
     probe = read_probes(directory / TRIALS / NETWORK / PROBES_FILE)[0]
     shapes = {name: array.shape for name, array in probe.feeds.items()}
     component = _chosen_component(trial, Component(trial.graph, ""), report.threads)

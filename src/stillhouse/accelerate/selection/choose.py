@@ -1,4 +1,4 @@
-"""The choice: the best measured candidate within the bounds. The choice depends on the report only."""
+"""The choice: the best measured candidate within the bounds. Nothing is measured here; all values are in the report."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -11,27 +11,30 @@ from stillhouse.accelerate.records.report import Bounds, Goal, Report
 from stillhouse.accelerate.records.trial import Trial
 
 _TIE_MARGIN = 0.03
-"""Share of the best speed-up within which candidates count as equally fast."""
+"""Share of the highest speed-up by which a candidate may be slower and still count as equally fast."""
 _MEMORY_TIE_BYTES = 64 << 20
-"""Bytes within which two pipeline candidates count as equal in memory."""
+"""Unit in bytes to which the peak memory of whole pipelines is rounded up before they are compared."""
 
 
 def judge_trials(trials: Iterable[Trial], bounds: Bounds) -> tuple[Trial, ...]:
-    """Return the trials with verdicts for these bounds; failed, excluded and untimed trials are unchanged."""
+    """Return copies of trials (measured candidates) with verdicts for the given bounds, in the same order.
+
+    Trials that failed, were excluded or were not timed are returned unchanged.
+    """
     return tuple(judge_trial(trial, bounds) if _was_measured(trial) else trial for trial in trials)
 
 
 def choose_trials(report: Report, goal: Goal, bounds: Bounds) -> Report:
-    """Return the report with verdicts and a choice for this goal and these bounds.
+    """Return a copy of a report with verdicts on all candidates and a choice, for a goal and bounds.
 
-    Nothing is chosen where the individually accepted components together violate a bound.
+    Nothing is chosen where pictures of the networks that would be chosen were measured and not accepted.
     """
     trials = judge_trials(report.trials, bounds)
     decided = replace(report, trials=trials, goal=goal, bounds=bounds)
     components = dict.fromkeys(trial.candidate.component for trial in trials)
     chosen = {}
     for component in components:
-        # Baseline pipelines cannot be chosen, because they do not run on the chosen components.
+        # Reference pipelines are left out, because they do not run on the networks that are chosen here.
         eligible = [trial for trial in decided.trials_of(component) if trial.candidate.recipe != "baseline"]
         if report.exact_only and component != PIPELINE:
             eligible = [trial for trial in eligible if is_visually_exact(trial)]
@@ -42,7 +45,12 @@ def choose_trials(report: Report, goal: Goal, bounds: Bounds) -> Report:
 
 
 def _fails_together(report: Report, chosen: Mapping[str, str]) -> bool:
-    """Return whether pictures were generated with exactly these components, but no sampling variant was accepted."""
+    """Return whether pictures were generated with exactly the chosen networks, but were not accepted.
+
+    Args:
+        report: report with the measurements of whole pipelines.
+        chosen: key of the chosen candidate by network.
+    """
     variants = [trial for trial in report.trials_of(PIPELINE) if trial.candidate.recipe == "sampling"]
     measured = [trial for trial in variants if trial.status in ("accepted", "rejected", "failed")]
     components = {name: key for name, key in chosen.items() if name != PIPELINE}
@@ -50,9 +58,9 @@ def _fails_together(report: Report, chosen: Mapping[str, str]) -> bool:
 
 
 def best_trial(trials: Iterable[Trial], goal: Goal) -> Trial | None:
-    """Return the best accepted trial for the goal; None where none was accepted.
+    """Return the trial of the best accepted candidate for a goal; None where no timed candidate was accepted.
 
-    For latency, trials within `_TIE_MARGIN` of the fastest count as equal, and the most accurate one wins.
+    For the goal latency, the most accurate of the candidates within `_TIE_MARGIN` of the highest speed-up is returned.
     """
     accepted = [trial for trial in trials if trial.status == "accepted" and trial.ratio is not None]
     best = min(accepted, key=_SORT_KEYS[goal], default=None)
@@ -67,7 +75,10 @@ def _was_measured(trial: Trial) -> bool:
 
 
 def pareto_front(trials: Iterable[Trial]) -> tuple[Trial, ...]:
-    """Return the accepted trials that no other trial dominates in speed, quality and memory, fastest first."""
+    """Return the accepted trials on the Pareto front of speed, accuracy and peak memory, fastest first.
+
+    No other accepted trial is at least as good in all three and better in one.
+    """
     accepted = [trial for trial in trials if trial.status == "accepted" and trial.ratio is not None]
     front = [trial for trial in accepted if not any(_dominates(other, trial) for other in accepted)]
     return tuple(sorted(front, key=_latency))
@@ -84,7 +95,11 @@ def _objectives(trial: Trial) -> tuple[float, float, float]:
 
 
 def _quality(trial: Trial) -> float:
-    """Return the SQNR in dB of the worst probe; for a pipeline candidate, the score or, without an oracle, the PSNR."""
+    """Return a measure of a trial's accuracy by which trials of one network or of whole pipelines are compared.
+
+    It is the lowest SQNR of the outputs in dB. For a whole pipeline it is the share of pictures that are correct, or
+    the mean PSNR in dB where no program scores the pictures.
+    """
     if trial.candidate.component == PIPELINE and trial.pictures:
         return trial.pictures.psnr if trial.pictures.score is None else trial.pictures.score
     return trial.worst_fidelity.sqnr if trial.worst_fidelity else 0.0
@@ -96,9 +111,10 @@ def _latency(trial: Trial) -> float:
 
 
 def _throughput(trial: Trial) -> tuple[float, float]:
-    """Return seconds per row at the best batch size that all candidates are timed with, then the inverse speed-up.
+    """Return a sort key for the goal throughput: seconds per row at the best batch size, then the inverse speed-up.
 
-    The second value orders candidates that were not timed in batches.
+    Only batch sizes up to the largest of CPU_BATCH_SIZES count, because larger ones are timed on GPUs only. The second
+    value orders candidates that were not timed in batches.
     """
     seconds = (row_seconds for rows, row_seconds in trial.batch.items() if int(rows) <= CPU_BATCH_SIZES[-1])
     best = min(seconds, default=float("inf"))
@@ -108,7 +124,7 @@ def _throughput(trial: Trial) -> tuple[float, float]:
 def _memory(trial: Trial) -> tuple[float, float]:
     peak = float(trial.peak_bytes or float("inf"))
     if trial.candidate.component == PIPELINE:
-        # Sampling variants run the same components, so small differences in memory are noise.
+        # Memory is rounded, because pipelines with other sampling options run the same networks and differ by noise.
         peak = math.ceil(peak / _MEMORY_TIE_BYTES) if math.isfinite(peak) else peak
     return peak, _latency(trial)
 

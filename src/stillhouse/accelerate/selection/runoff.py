@@ -1,6 +1,6 @@
-"""The runoff: time the fastest candidates, whose intervals overlap, again in the same rounds.
+"""The runoff: time the fastest candidates again, side by side, to decide which is the fastest.
 
-A final is one such timing; the trials of its candidates are the finalists.
+Their earlier speed-ups have overlapping 95 % intervals. One such timing is called a final, its candidates finalists.
 """
 
 import math
@@ -20,24 +20,30 @@ from stillhouse.measure.clock import paired_ratio
 MAX_FINALISTS = 4
 _MAX_FINALS = 3
 BASELINE_KEY = ""
-"""Key of the baseline among the timings of a runoff."""
+"""Key of the baseline in mappings of timings; other keys are those of candidates."""
 FINAL_BUDGET = TimingBudget(min_rounds=18, max_rounds=48, interval_width=0.02, seconds=120.0)
 _OPENINGS = 3
 _SLOW_OPEN_SECONDS = 5.0
-"""Seconds of opening above which processes are opened only once."""
+"""Seconds of opening a network above which each finalist is opened only once, not `_OPENINGS` times."""
 _MIN_ROUNDS = 3
-"""Minimum number of rounds where the time budget ends before `min_rounds`."""
+"""Minimum number of timing rounds, even if the time budget has ended."""
 
 CompareFunction = Callable[[Sequence[Trial]], Mapping[str, Sequence[float]]]
-"""Times the candidates of these trials and the baseline, and returns seconds per call by key. Candidates that cannot be
-opened are left out; the result is empty where no time is left.
+"""Function that times candidates and the baseline side by side. It takes the trials (earlier measurements) of the
+candidates, and returns the seconds per call of each round by candidate key, with the baseline under BASELINE_KEY.
+Candidates that cannot be opened are missing; the result is empty where no time is left.
 """
 
 
 def select_finalists(trials: Sequence[Trial], memory_limit: int | None = None) -> list[Trial]:
-    """Return the accepted trials that may be the fastest according to their intervals, fastest first.
+    """Return the trials of the accepted candidates that may be the fastest by their 95 % intervals, fastest first.
 
-    At most MAX_FINALISTS trials are returned, and no more than fit into `memory_limit` bytes together.
+    At most MAX_FINALISTS trials are returned.
+
+    Args:
+        trials: measurements of all candidates of a network.
+        memory_limit: bytes that the candidates may take together, or fewer are returned, but at least one; None: no
+            limit.
     """
     best = best_trial(trials, "latency")
     if best is None or best.ratio is None:
@@ -59,7 +65,16 @@ def select_finalists(trials: Sequence[Trial], memory_limit: int | None = None) -
 def run_final(
     trials: Sequence[Trial], context: EvaluationContext, baseline: BaselineRun, budget: TimingBudget = FINAL_BUDGET
 ) -> list[Trial]:
-    """Return the finalists' trials with speed-ups timed side by side; empty where fewer than two may be the fastest."""
+    """Time the candidates of a network that may be the fastest side by side, and return their updated trials.
+
+    The result is empty where fewer than two candidates may be the fastest.
+
+    Args:
+        trials: measurements of all candidates of the network.
+        context: inputs and limits of the processes.
+        baseline: the open baseline that speed-ups refer to.
+        budget: limits on rounds and time of all finals together.
+    """
     memory_limit = None if context.memory_limit is None else context.memory_limit - baseline.process.memory_bytes
     start = monotonic()
 
@@ -71,15 +86,18 @@ def run_final(
 
 
 def repeat_finals(trials: Sequence[Trial], compare: CompareFunction, memory_limit: int | None = None) -> list[Trial]:
-    """Run finals until the fastest candidate has been in a final; return all finalists with their latest timings.
+    """Time the candidates that may be the fastest side by side (a final), until the fastest one has been in a final.
 
-    The fastest of many short comparisons is overestimated (winner's curse) and may be slower in its final. The
-    candidate that is then the fastest gets a final too, up to _MAX_FINALS in all.
+    The fastest of many short timings is overestimated (winner's curse) and may be slower in its final. The candidate
+    that is the fastest then gets a final too. There are at most _MAX_FINALS finals.
 
     Args:
-        trials: the component's trials.
-        compare: times a group of finalists.
-        memory_limit: bytes for all finalists together; None: no limit.
+        trials: measurements of all candidates of a network.
+        compare: function that times a group of candidates side by side.
+        memory_limit: bytes for all candidates of a final together; None: no limit.
+
+    Returns:
+        the trials of all candidates that were in a final, with their latest timings.
     """
     latest = {trial.candidate.key: trial for trial in trials}
     timed: dict[str, Trial] = {}
@@ -105,13 +123,23 @@ def repeat_finals(trials: Sequence[Trial], compare: CompareFunction, memory_limi
 def time_side_by_side(
     trials: Sequence[Trial], context: EvaluationContext, baseline: BaselineRun, budget: TimingBudget = FINAL_BUDGET
 ) -> dict[str, list[float]]:
-    """Return seconds per call by candidate key, all timed in the same rounds with a process for each candidate.
+    """Time several candidates and the baseline in the same rounds, with a process for each candidate.
 
-    Processes that open quickly are opened `_OPENINGS` times, because thread placement and memory layout make a process
-    faster or slower for its whole lifetime.
+    Networks that open quickly are opened and timed `_OPENINGS` times in new processes, because thread placement and
+    memory layout make a process faster or slower for its whole lifetime.
+
+    Args:
+        trials: earlier measurements of the candidates.
+        context: inputs and limits of the processes.
+        baseline: the open baseline.
+        budget: limits on rounds and time, which the openings share.
+
+    Returns:
+        seconds per call of each round by candidate key, with the baseline under BASELINE_KEY. Candidates that could not
+        be opened are missing.
 
     Raises:
-        CandidateError: an open process did not reply. Candidates that cannot be opened are left out.
+        CandidateError: an open process did not reply.
     """
     is_slow = any((trial.open_seconds or 0) + (trial.first_seconds or 0) > _SLOW_OPEN_SECONDS for trial in trials)
     openings = 1 if is_slow else _OPENINGS
@@ -151,8 +179,16 @@ def _time_in_processes(
 def time_rounds(
     timers: Mapping[str, Timer], budget: TimingBudget, clock: Callable[[], float] = monotonic
 ) -> dict[str, list[float]]:
-    """Return seconds per call of each timer, in rounds, until no timer can be faster than the fastest by more than
-    `budget.interval_width`.
+    """Run timers in the same rounds until the fastest is known; return the seconds per call of each round by key.
+
+    The fastest is known once no other timer is faster than it by more than the share `budget.interval_width`, with 95 %
+    confidence. Timing ends earlier where rounds or time of the budget end.
+
+    Args:
+        timers: functions that run a number of calls and return their total seconds, by key, with the baseline under
+            BASELINE_KEY.
+        budget: limits on rounds and time.
+        clock: returns the present time in seconds.
 
     >>> budget = TimingBudget(min_rounds=2, max_rounds=8)
     >>> time_rounds({BASELINE_KEY: lambda calls: 2.0 * calls, "fast": lambda calls: 1.0 * calls}, budget)
@@ -171,6 +207,11 @@ def time_rounds(
 
 
 def _is_decided(seconds: Mapping[str, list[float]], width: float) -> bool:
-    """Return whether no other candidate is faster than the fastest by more than `width`, with 95 % confidence."""
+    """Return whether no candidate is faster than the apparently fastest one by more than a share, with 95 % confidence.
+
+    Args:
+        seconds: seconds per call of each round, by candidate key.
+        width: the share, for example 0.02.
+    """
     fastest = max(seconds, key=lambda key: paired_ratio(seconds[BASELINE_KEY], seconds[key]).value)
     return all(paired_ratio(timings, seconds[fastest]).low >= 1 - width for timings in seconds.values())

@@ -1,1 +1,1 @@
-"""Views of a report: terminal, spreadsheet and HTML page. None of them measures anything."""
+"""Views of a report of `stillhouse accelerate`: text for a terminal, spreadsheet and HTML page."""

@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 WIDTH, HEIGHT = 1120, 460
 LEFT, RIGHT, TOP, BOTTOM = 60, 1100, 26, 408
-"""Size of the drawing and frame of its marks, in SVG units downwards from the upper left corner."""
+"""Edges of the plot's frame inside the drawing of WIDTH by HEIGHT, in SVG units from the upper left corner."""
 
 _EQUAL_Y, _TOP_BELOW_EQUAL = TOP + 14, TOP + 40
 _SPEED_TICKS = (1, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 70, 100, 300, 1000)
@@ -16,9 +16,13 @@ Tick: TypeAlias = tuple[float, str]
 
 
 def speed_axis(values: Sequence[float]) -> tuple[Callable[[float], float], tuple[Tick, ...]]:
-    """Return a logarithmic scale from a speed-up to x, and its ticks.
+    """Return the horizontal axis of the plot, logarithmic: doubling the speed is the same distance everywhere.
 
-    On this scale, doubling and halving the speed are equal distances.
+    Args:
+        values: speed-ups that must fit on the axis, above 0.
+
+    Returns:
+        a function from a speed-up to x in SVG units, and the ticks, each as (x, label).
     """
     low, high = math.log(min(values)), math.log(max(values))
     margin = max(0.06 * (high - low), (math.log(2.4) - (high - low)) / 2)
@@ -36,9 +40,14 @@ def speed_axis(values: Sequence[float]) -> tuple[Callable[[float], float], tuple
 
 
 def quality_axis(values: Sequence[float], equal: float) -> tuple[Callable[[float], float], tuple[Tick, ...]]:
-    """Return a linear scale from dB to y, and its ticks.
+    """Return the vertical axis of the plot, linear in dB.
 
-    Values of at least `equal` (identical results) share a separate line at the top.
+    Args:
+        values: SQNR or PSNR values in dB that must fit on the axis.
+        equal: value in dB that stands for identical results. Values of at least `equal` share a line at the top.
+
+    Returns:
+        a function from dB to y in SVG units, and the ticks, each as (y, label).
     """
     finite = [value for value in values if value < equal]
     top = _TOP_BELOW_EQUAL if len(finite) < len(values) else TOP

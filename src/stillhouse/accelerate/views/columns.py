@@ -1,4 +1,4 @@
-"""Columns of the spreadsheet with their definitions. The first column, `task`, is defined in `xlsx`."""
+"""Columns of the spreadsheet `summary.xlsx` with their definitions, except the first column, which `xlsx` defines."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ _MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class SpreadsheetColumn:
-    """A column of the spreadsheet.
+    """A column of the spreadsheet, which has a row for each measured candidate.
 
     Args:
         heading: text of the first row.
-        number_format: number format of the cells.
-        meaning: definition, for the sheet `environment`.
-        value: returns the value of a cell; None leaves it empty.
+        number_format: number format of the cells, in the syntax of spreadsheets, for example "0.00".
+        meaning: definition of the column, which the sheet `environment` shows.
+        value: function from a row of the report to the value of its cell; None leaves the cell empty.
     """
 
     heading: str
@@ -52,7 +52,10 @@ def _throughput(row: ReportRow) -> CellValue:
 
 
 def _nested_value(field: str, name: str, factor: float = 1) -> Callable[[ReportRow], CellValue]:
-    """Return a getter of `row.trial.<field>.<name>`, multiplied by `factor`; None where the field is None."""
+    """Return a function that reads a nested number of a row: `row.trial.<field>.<name>`, times `factor`.
+
+    The function returns None where the field is None, that is, was not measured.
+    """
 
     def value(row: ReportRow) -> CellValue:
         record = getattr(row.trial, field)
@@ -170,4 +173,4 @@ SPREADSHEET_COLUMNS = (
         "chosen", "@", "yes for the chosen candidate of its component", lambda row: "yes" if row.chosen else None
     ),
 )
-"""Columns of a trial. Columns after `mae` do not exist in Auto-Acceleration."""
+"""Columns of the spreadsheet in order. Columns after `mae` do not exist in the spreadsheet of Auto-Acceleration."""

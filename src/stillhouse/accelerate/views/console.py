@@ -1,4 +1,4 @@
-"""The report on a terminal of any width."""
+"""The report of `stillhouse accelerate` as text for a terminal of any width."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,7 +32,14 @@ _GAP, _NARROWEST_NAME = 2, 22
 
 @dataclass(frozen=True, slots=True)
 class _TerminalColumn:
-    """A column: heading, cell text, and `drop_order`. On narrow terminals the highest `drop_order` is dropped first."""
+    """A column of a table.
+
+    Args:
+        heading: text above the column.
+        cell: function from a row of the report to the text of its cell.
+        drop_order: on a terminal that is too narrow, columns of the highest `drop_order` are left out first.
+        align_right: whether cells are aligned right, else left.
+    """
 
     heading: str
     cell: Callable[[ReportRow], str]
@@ -54,9 +61,14 @@ _COLUMNS = (
 
 
 def print_report(report: Report, console: "Console") -> None:
-    """Print a table for each component, the whole pipeline last, the reasons of rejections, and the choice.
+    """Print the tables of a report, one for each network and for the whole pipeline, and a summary.
 
-    Tables are sorted by speed, fastest first; `>` marks the choice. Columns that do not fit are listed below the table.
+    A table has the measured candidates, fastest first; `>` marks the chosen candidate. The headings of columns that do
+    not fit, and the reasons why candidates were not accepted, are printed below the table.
+
+    Args:
+        report: the report to print.
+        console: console of the package rich, which determines the width.
     """
     for component in report_components(report):
         _print_component(report, component, console)
@@ -98,7 +110,12 @@ def _print_component(report: Report, component: str, console: "Console") -> None
 
 
 def _fit_columns(table_rows: Sequence[ReportRow], width: int) -> tuple[list[_TerminalColumn], list[str]]:
-    """Return the columns that have values and fit into `width`, and the headings of those that do not fit."""
+    """Return the columns to show, and the headings of columns that do not fit. Columns without values are in neither.
+
+    Args:
+        table_rows: rows of the table.
+        width: width of the terminal in characters.
+    """
     filled = [column for column in _COLUMNS if any(column.cell(row) for row in table_rows)]
     name_width = max(len(row.name) for row in table_rows)
     shown = list(filled)
@@ -141,7 +158,7 @@ def _build_reasons_table(not_accepted: Sequence[ReportRow]) -> "Table":
 
 
 def _text(text: str, style: str = "") -> "Text":
-    """Return a rich Text without markup, so that brackets are printed as they are."""
+    """Return text for the package rich, marked as free of markup, so that brackets are printed as they are."""
     from rich.text import Text
 
     return Text(text, style)

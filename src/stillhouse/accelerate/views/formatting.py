@@ -1,4 +1,4 @@
-"""Formatting of numbers and texts, shared by all views."""
+"""Formatting of numbers and texts for the report's terminal output, spreadsheet and HTML page."""
 
 from stillhouse.accelerate.records.report import Bounds
 from stillhouse.measure import fidelity, image_metrics
@@ -8,7 +8,7 @@ _UNITS = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
 
 
 def printable(text: str) -> str:
-    """Return the text as one line of printable characters, because names and logs may contain others.
+    """Return the text as one line, without unprintable characters, which names and log messages may contain.
 
     >>> printable("two\\nlines \\x1b[31m")
     'two lines [31m'
@@ -17,7 +17,7 @@ def printable(text: str) -> str:
 
 
 def format_significant(value: float) -> str:
-    """Return a number with two or three significant digits.
+    """Return a number as text with two or three significant digits, and with commas between thousands.
 
     >>> format_significant(0.00431), format_significant(7.304), format_significant(51.26), format_significant(1234.5)
     ('0.0043', '7.30', '51.3', '1,234')
@@ -29,7 +29,7 @@ def format_significant(value: float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Return seconds in a suitable unit.
+    """Return a duration as text in milliseconds, seconds, minutes or hours, depending on its size.
 
     >>> format_duration(0.0123), format_duration(2.5), format_duration(250), format_duration(7320)
     ('12.3 ms', '2.50 s', '4 min 10 s', '2 h 2 min')
@@ -43,7 +43,7 @@ def format_duration(seconds: float) -> str:
 
 
 def format_bytes(count: int) -> str:
-    """Return bytes in a suitable unit.
+    """Return a number of bytes as text in B, KiB, MiB or GiB, depending on its size.
 
     >>> format_bytes(3 << 29), format_bytes(500)
     ('1.50 GiB', '500 B')
@@ -53,7 +53,7 @@ def format_bytes(count: int) -> str:
 
 
 def format_speedup(value: float) -> str:
-    """Return a speed-up.
+    """Return a speed-up as text with an `x`.
 
     >>> format_speedup(3.417)
     '3.42x'
@@ -62,7 +62,7 @@ def format_speedup(value: float) -> str:
 
 
 def format_interval(ratio: Ratio) -> str:
-    """Return the 95 % interval of a speed-up.
+    """Return the ends of a speed-up's 95 % confidence interval as text.
 
     >>> format_interval(Ratio(3.4, 3.1, 3.7))
     '3.10 to 3.70'
@@ -71,7 +71,9 @@ def format_interval(ratio: Ratio) -> str:
 
 
 def format_sqnr(decibels: float) -> str:
-    """Return a signal to quantization noise ratio in dB, without the unit.
+    """Return a signal to quantization noise ratio in dB as text without the unit.
+
+    999 (identical outputs) becomes "equal"; -999 (useless outputs, for example NaN) becomes "none".
 
     >>> format_sqnr(37.14), format_sqnr(999.0), format_sqnr(-999.0)
     ('37.1', 'equal', 'none')
@@ -81,7 +83,7 @@ def format_sqnr(decibels: float) -> str:
 
 
 def format_psnr(decibels: float) -> str:
-    """Return a peak signal to noise ratio in dB, without the unit.
+    """Return a peak signal to noise ratio in dB as text without the unit; 99 (identical pictures) becomes "equal".
 
     >>> format_psnr(24.06), format_psnr(99.0)
     ('24.1', 'equal')
@@ -90,7 +92,7 @@ def format_psnr(decibels: float) -> str:
 
 
 def format_percent(value: float) -> str:
-    """Return a share, 0 to 1, as a percentage.
+    """Return a share, 0 to 1, as text in percent.
 
     >>> format_percent(0.9274)
     '92.7 %'
@@ -99,7 +101,7 @@ def format_percent(value: float) -> str:
 
 
 def describe_bounds(bounds: Bounds) -> tuple[str, ...]:
-    """Return a description of each bound that is set, in the order of the fields.
+    """Return a text for each limit of the choice that is not None.
 
     >>> describe_bounds(Bounds(min_psnr=20.0, max_memory=1 << 31))
     ('PSNR of at least 20 dB', 'at most 2.00 GiB of memory')
@@ -117,7 +119,7 @@ def describe_bounds(bounds: Bounds) -> tuple[str, ...]:
 
 
 def join_words(words: tuple[str, ...]) -> str:
-    """Return the words as an enumeration.
+    """Return words as an enumeration, with commas and a final "and".
 
     >>> join_words(("one", "two", "three"))
     'one, two and three'

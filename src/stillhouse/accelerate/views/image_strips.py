@@ -1,4 +1,4 @@
-"""Strips of sample pictures: a row for each candidate, with the differences from the baseline."""
+"""Sample pictures for the report page: a strip for each candidate, with differences from the baseline's pictures."""
 
 import base64
 import math
@@ -16,19 +16,19 @@ from stillhouse.images.png import encode_png, read_picture
 from stillhouse.measure.image_metrics import difference_image
 
 DIFFERENCE_GAIN = 4
-"""Factor by which differences are amplified."""
+"""Factor by which differences of pixels are multiplied to be visible."""
 
 _MAX_SIDE = 384
 
 
 @dataclass(frozen=True, slots=True)
 class StripCell:
-    """One picture of a strip.
+    """One picture of a candidate's strip, as a `data:` URI, which contains the whole image.
 
     Args:
-        picture: data: URI; None where the file is missing or damaged.
-        difference: data: URI of the amplified difference from the baseline; None for the baseline, and where the
-            baseline's picture is missing or has another size.
+        picture: URI of the picture; None where its file is missing or damaged.
+        difference: URI of the amplified difference from the baseline's picture; None for the baseline itself, and where
+            the baseline's picture is missing or has another size.
         equal: whether all pixels equal the baseline's.
     """
 
@@ -39,18 +39,26 @@ class StripCell:
 
 @dataclass(frozen=True, slots=True)
 class ImageStrip:
-    """The pictures of one candidate."""
+    """The sample pictures of one candidate in the report.
+
+    Args:
+        row: the candidate's row of the report.
+        cells: one entry for each picture.
+    """
 
     row: ReportRow
     cells: tuple[StripCell, ...]
 
 
 def build_strips(rows: Sequence[ReportRow], directory: Path) -> tuple[ImageStrip, ...]:
-    """Return the strips of one component: first the baseline's and the choice's, then the others, fastest first.
+    """Return a strip of sample pictures for each candidate that has pictures.
+
+    The first strip is that of the baseline, the second that of the chosen candidate; the others are in the order of
+    `rows`.
 
     Args:
-        rows: rows of the component.
-        directory: the report's directory; picture paths are relative to it.
+        rows: the report's rows of one network or of the whole pipeline.
+        directory: the report's directory; paths of pictures are relative to it.
     """
     strip_rows = sorted((row for row in rows if _files(row)), key=lambda row: (not row.baseline, not row.chosen))
     width = max((len(_files(row)) for row in strip_rows), default=0)
@@ -75,8 +83,13 @@ def _pictures(row: ReportRow, directory: Path, width: int) -> list[Picture | Non
 
 
 def _read_picture(directory: Path, file: str) -> Picture | None:
-    """Return a picture; None where it cannot be read. Paths outside the directory are refused, because a report may
-    come from someone else.
+    """Return a picture, uint8 [H, W, 3]; None where it cannot be read.
+
+    A path that leads out of the directory is not read, because the report may be of an untrusted source.
+
+    Args:
+        directory: the report's directory.
+        file: path of the picture in the report.
     """
     path = PurePosixPath(file)
     if path.is_absolute() or ".." in path.parts:
@@ -100,7 +113,10 @@ def _build_cell(picture: Picture | None, baseline: Picture | None) -> StripCell:
 
 
 def _data_uri(picture: Picture) -> str:
-    """Return a PNG as data: URI. Pictures above _MAX_SIDE are reduced by an integer factor to keep the page small."""
+    """Return a picture as a `data:` URI of a PNG, reduced by an integer factor if a side is longer than _MAX_SIDE.
+
+    The reduction keeps the page small.
+    """
     factor = math.ceil(max(picture.shape[:2]) / _MAX_SIDE)
     small = picture if factor == 1 else np.array(Image.fromarray(picture).reduce(factor))
     return f"data:image/png;base64,{base64.b64encode(encode_png(small)).decode()}"

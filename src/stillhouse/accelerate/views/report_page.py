@@ -1,4 +1,4 @@
-"""The report as one self-contained HTML page: no network access, no script."""
+"""The report of `stillhouse accelerate` as an HTML page without scripts, which needs no other file and no network."""
 
 import re
 from collections.abc import Callable
@@ -36,7 +36,13 @@ TEMPLATES = Path(__file__).parent
 
 @dataclass(frozen=True, slots=True)
 class SummaryTile:
-    """A highlighted number: its name, its value, and a note such as the baseline's value."""
+    """A highlighted number at the top of the page.
+
+    Args:
+        label: name of the number.
+        value: the number with its unit, as text.
+        note: text below the number, such as the baseline's value; may be empty.
+    """
 
     label: str
     value: str
@@ -45,7 +51,14 @@ class SummaryTile:
 
 @dataclass(frozen=True, slots=True)
 class TableColumn:
-    """A column of a table: heading, definition, cell text, and whether the cells are text (otherwise numbers)."""
+    """A column of the table of candidates.
+
+    Args:
+        heading: text above the column.
+        meaning: definition of the column.
+        cell: function from a row of the report to the text of its cell.
+        is_text: whether cells are words, aligned left, not numbers.
+    """
 
     heading: str
     meaning: str
@@ -55,17 +68,21 @@ class TableColumn:
 
 @dataclass(frozen=True, slots=True)
 class ReportSection:
-    """The section of one component.
+    """The section of the page about one network or about the whole pipeline.
+
+    A row is a candidate (backend, precision, options) with its measurements.
 
     Args:
-        component, title: name of the component, and heading of the section.
-        baseline, chosen: rows of the baseline and of the choice; None where the component has none.
-        probe_note: description of the probes.
-        measured, columns: rows and columns of the table.
-        whiskers: speed-up of each row as a drawing; None where the row was not timed.
-        not_accepted: rows that were not accepted.
-        plot, strips: trade-off plot and sample pictures.
-        probes, batch_sizes: columns of the tables of SQNR by probe and of time by batch size.
+        component, title: name of the network, and heading of the section.
+        baseline, chosen: rows of the baseline and of the chosen candidate; None where there is none.
+        probe_note: description of the inputs on which candidates were measured.
+        measured, columns: rows and columns of the main table.
+        whiskers: for each row of the main table, a drawing of the speed-up; None where the row was not timed.
+        not_accepted: rows of candidates that were not accepted.
+        plot: speed-up against accuracy; None where too few candidates have both.
+        strips: sample pictures of the candidates.
+        probes: labels of the recorded inputs, the columns of the table of SQNR; empty: no such table.
+        batch_sizes: batch sizes, the columns of the table of times; empty: no such table.
     """
 
     component: str
@@ -84,7 +101,11 @@ class ReportSection:
 
 
 def write_report_page(report: Report, path: Path) -> None:
-    """Write the page. Pictures are read from the report's paths, relative to the page's directory.
+    """Write a report as an HTML page.
+
+    Args:
+        report: the report to show.
+        path: file to write, in the report's directory; paths of pictures are relative to this directory.
 
     Raises:
         InvalidRequest: the file cannot be written.
@@ -94,11 +115,11 @@ def write_report_page(report: Report, path: Path) -> None:
 
 
 def render_report(report: Report, directory: Path) -> str:
-    """Return the page as HTML text.
+    """Return a report as the text of an HTML page.
 
     Args:
         report: the report to show.
-        directory: the report's directory; picture paths are relative to it.
+        directory: the report's directory; paths of pictures are relative to it.
 
     Raises:
         RuntimeMissing: jinja2 is not installed.
@@ -243,7 +264,7 @@ def _count_statuses(report: Report) -> dict[str, int]:
 
 
 def _keep_units_together(text: str) -> str:
-    """Replace the space between a number and its unit by a no-break space."""
+    """Return a text with a no-break space between each number and its unit, so that no line ends there."""
     return re.sub(r"(?<=\d) (?=(%|ms|s|dB|[KMG]iB)(\W|$))", "\N{NO-BREAK SPACE}", text)
 
 

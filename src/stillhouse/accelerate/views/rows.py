@@ -1,4 +1,4 @@
-"""Table rows of a component: its trials, fastest first, with the baseline and the choice marked."""
+"""Rows of the report's tables: the measured candidates of a network, fastest first, with baseline and choice marked."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,14 @@ from stillhouse.accelerate.views.formatting import printable
 
 @dataclass(frozen=True, slots=True)
 class ReportRow:
-    """A trial in a table.
+    """A row of a table: a candidate (backend, precision, options of a network) with its measurements.
 
     Args:
-        trial: the trial.
-        baseline, chosen: whether ratios refer to this trial, and whether it is the component's choice.
-        speed: speed-up over the baseline: the paired ratio, else the ratio of the medians; 1 for the baseline; None
-            where the trial was not timed.
+        trial: the candidate with its measurements.
+        baseline: whether this is the baseline, which speed-ups and errors refer to.
+        chosen: whether this is the chosen candidate of its network.
+        speed: speed-up over the baseline, from times of the same rounds if there are any, else from median times; 1 for
+            the baseline; None where the candidate was not timed.
     """
 
     trial: Trial
@@ -26,38 +27,45 @@ class ReportRow:
 
     @property
     def name(self) -> str:
-        """Return the candidate's name as printable text."""
+        """Return the candidate's name without unprintable characters."""
         return printable(self.trial.candidate.name)
 
     @property
     def reason(self) -> str:
-        """Return the reason of the status as printable text."""
+        """Return why the candidate has its status, without unprintable characters; empty for an accepted candidate."""
         return printable(self.trial.reason)
 
     @property
     def sqnr(self) -> float | None:
-        """Return the SQNR of the worst probe in dB; None where outputs were not compared."""
+        """Return the lowest SQNR in dB of the outputs for any recorded input; None where outputs were not compared."""
         return None if self.trial.worst_fidelity is None else self.trial.worst_fidelity.sqnr
 
     @property
     def psnr(self) -> float | None:
-        """Return the mean PSNR over pictures in dB; None where pictures were not compared."""
+        """Return the mean PSNR in dB of the pictures; None where no pictures were compared."""
         return None if self.trial.pictures is None else self.trial.pictures.psnr
 
     @property
     def accepted(self) -> bool:
-        """Return whether the trial may be chosen."""
+        """Return whether the candidate satisfies all bounds, so that it may be chosen."""
         return self.trial.status == "accepted"
 
 
 def report_components(report: Report) -> tuple[str, ...]:
-    """Return the component names in the order of the sweep, the whole pipeline last."""
+    """Return the names of the measured networks in the order of measurement; last "pipeline", if it was measured."""
     names = dict.fromkeys(trial.candidate.component for trial in report.trials)
     return tuple(sorted(names, key=lambda name: name == PIPELINE))
 
 
 def report_rows(report: Report, component: str) -> tuple[ReportRow, ...]:
-    """Return the rows of one component, fastest first; untimed trials last, in the order of the sweep."""
+    """Return a row for each candidate of a network, fastest first.
+
+    Candidates that were not timed are last, in the order of measurement.
+
+    Args:
+        report: the report.
+        component: name of the network; "pipeline" for whole pipelines.
+    """
     baseline = _find_trial(report, component, report.baselines.get(component))
     chosen = _find_trial(report, component, report.chosen.get(component))
     rows = [
@@ -68,7 +76,7 @@ def report_rows(report: Report, component: str) -> tuple[ReportRow, ...]:
 
 
 def baseline_and_chosen(report: Report, component: str) -> tuple[ReportRow | None, ReportRow | None]:
-    """Return the rows of the baseline and of the choice; None where the component has none."""
+    """Return the rows of a network's baseline and of its chosen candidate; None in place of a missing one."""
     rows = report_rows(report, component)
     return next((row for row in rows if row.baseline), None), next((row for row in rows if row.chosen), None)
 

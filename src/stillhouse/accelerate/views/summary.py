@@ -1,4 +1,4 @@
-"""The choice and its reasons in sentences."""
+"""Summary of a report in sentences: what was chosen, why, and what was gained."""
 
 from stillhouse.accelerate.records.candidate import PIPELINE
 from stillhouse.accelerate.records.report import Goal, Report
@@ -24,19 +24,20 @@ GOAL_PHRASES: dict[Goal, str] = {
     "memory": "the least memory",
     "cost": "the lowest price",
 }
-"""The objective of each goal."""
+"""What each goal of the choice optimizes, as words for a sentence."""
 
 
 def summary_component(report: Report) -> str | None:
-    """Return the component that the headline is about: the pipeline, or the only component; None where the report has
-    several components or none.
+    """Return the name of the component that the headline is about: "pipeline", or the only timed network.
+
+    The result is None where several networks were timed, but no whole pipeline, or where nothing was timed.
     """
     names = [name for name in report_components(report) if any(trial.ratio for trial in report.trials_of(name))]
     return PIPELINE if PIPELINE in names else names[0] if len(names) == 1 else None
 
 
 def headline(report: Report) -> str:
-    """Return one sentence with the end-to-end gain of the choice."""
+    """Return a sentence about what the chosen candidate gains over the baseline, or that nothing was chosen."""
     component = summary_component(report)
     if component is None:
         return _describe_networks(report) or "Nothing was chosen."
@@ -49,7 +50,11 @@ def headline(report: Report) -> str:
 
 
 def summary_sentences(report: Report) -> tuple[str, ...]:
-    """Return the sentences after the headline: quality, reason of the choice, components, fastest rejection."""
+    """Return the sentences of a report that follow the headline; sentences without content are left out.
+
+    They are about the accuracy and the reason of the choice, the chosen networks, the fastest rejected candidate, and
+    an interruption.
+    """
     component = summary_component(report)
     chosen = baseline_and_chosen(report, component)[1] if component else None
     sentences = [
@@ -67,7 +72,12 @@ def summary_sentences(report: Report) -> tuple[str, ...]:
 
 
 def price_per_thousand(report: Report, seconds: float) -> float | None:
-    """Return the price of a thousand runs of `seconds` each; None where no price was given."""
+    """Return the price of a thousand runs in the report's currency; None where the user gave no price of an hour.
+
+    Args:
+        report: report with the price of one hour of the machine.
+        seconds: duration of one run.
+    """
     return None if report.price is None else report.price / 3600 * seconds * 1000
 
 
@@ -98,7 +108,7 @@ def _describe_gain(report: Report, component: str, baseline: ReportRow | None, c
 
 
 def _best_batch(trial: Trial) -> tuple[str, float]:
-    """Return the batch size with the highest throughput, and its rows per second."""
+    """Return the batch size at which a candidate has the highest throughput, and its rows per second there."""
     rows_at_once = min(trial.batch, key=lambda count: trial.batch[count])
     return rows_at_once, 1 / trial.batch[rows_at_once]
 
@@ -152,8 +162,10 @@ def _describe_networks(report: Report) -> str:
 
 
 def _format_gain(goal: Goal, baseline: ReportRow | None, chosen: ReportRow) -> str:
-    """Format the chosen candidate's gain over the baseline in the unit of the goal: ` (2.30x)` for latency, ` (2.30x
-    the samples a second at batch size 8)` for throughput and cost. Empty for the baseline.
+    """Return the gain of a chosen candidate over the baseline as text in parentheses, after a space.
+
+    For the goals throughput and cost the text is like ` (2.30x the samples a second at batch size 8)`, for other goals
+    like ` (2.30x)`, the speed-up. It is empty for the baseline itself.
     """
     if chosen.baseline:
         return ""
@@ -164,7 +176,10 @@ def _format_gain(goal: Goal, baseline: ReportRow | None, chosen: ReportRow) -> s
 
 
 def _describe_evaluated_with(report: Report) -> str:
-    """Name the components that whole pictures were measured with, if others were chosen."""
+    """Return a sentence that names the networks with which whole pictures were measured, where other ones were chosen.
+
+    The sentence is empty if the measured networks are the chosen ones.
+    """
     others = {name: key for name, key in report.evaluated_with.items() if report.chosen.get(name) != key}
     descriptions = [f"{printable(name)} on {report.trial(name, key).candidate.name}" for name, key in others.items()]
     if not descriptions:
@@ -174,7 +189,11 @@ def _describe_evaluated_with(report: Report) -> str:
 
 
 def _describe_fastest_rejected(component_rows: tuple[ReportRow, ...]) -> str:
-    """Name the fastest rejected candidate, if this candidate is faster than the choice."""
+    """Return a sentence about the fastest rejected candidate; empty if none is faster than the chosen candidate.
+
+    Args:
+        component_rows: rows of one network or of the whole pipeline, fastest first.
+    """
     chosen = next((row.speed for row in component_rows if row.chosen), None) or 1.0
     rejected = next(
         (row for row in component_rows if row.trial.status == "rejected" and (row.speed or 0) > chosen), None

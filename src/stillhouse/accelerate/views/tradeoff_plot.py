@@ -1,4 +1,7 @@
-"""The trade-off plot: coordinates of its marks and labels, speed-up to the right, quality upwards."""
+"""The trade-off plot of a report: a mark for each candidate, its speed-up to the right and its accuracy upwards.
+
+This module computes coordinates in SVG units; a template draws the plot.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +14,9 @@ from stillhouse.accelerate.views.formatting import format_psnr, format_speedup, 
 from stillhouse.accelerate.views.rows import ReportRow
 from stillhouse.measure import fidelity, image_metrics
 
-_LETTER, _LINE, _MARK_RADIUS, _MAX_LABEL = 7.6, 17, 10, 56  # in SVG units; common fonts have smaller letters
+# Width of a letter, height of a line and radius of a mark in SVG units, and maximum letters of a label. The letter is
+# wider than those of common fonts, so that labels do not overlap in any font.
+_LETTER, _LINE, _MARK_RADIUS, _MAX_LABEL = 7.6, 17, 10, 56
 
 _Coordinate: TypeAlias = tuple[float, float]
 _Box: TypeAlias = tuple[float, float, float, float]
@@ -19,7 +24,13 @@ _Box: TypeAlias = tuple[float, float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class MarkLabel:
-    """A label next to a mark; `anchor` is SVG's: start, middle or end."""
+    """A text next to a mark of the plot.
+
+    Args:
+        text: the text.
+        x, y: position of the text in SVG units, y on its baseline.
+        anchor: which part of the text is at x, as SVG's text-anchor: start, middle or end.
+    """
 
     text: str
     x: float
@@ -28,7 +39,7 @@ class MarkLabel:
 
     @property
     def box(self) -> _Box:
-        """Return the covered area: left, top, right, bottom."""
+        """Return the area that the label covers, in SVG units: left, top, right, bottom."""
         width = _LETTER * len(self.text)
         left = self.x - {"start": 0.0, "middle": width / 2, "end": width}[self.anchor]
         return left, self.y - _LINE + 3, left + width, self.y + 3
@@ -36,16 +47,16 @@ class MarkLabel:
 
 @dataclass(frozen=True, slots=True)
 class TradeoffMark:
-    """A trial in the plot.
+    """The mark of a candidate in the plot. Coordinates are in SVG units.
 
     Args:
-        row: the trial's row.
-        x, y: position.
-        low, high: x of the ends of the speed-up's interval.
-        family: index of its backend in `TradeoffPlot.backends`.
-        on_front: whether the trial is on the Pareto front of the accepted trials.
-        tooltip: all values of the trial in one line.
-        label: label with the trial's name; None where the mark has no label.
+        row: the candidate's row of the report.
+        x, y: position of the mark.
+        low, high: x of the ends of the speed-up's 95 % interval.
+        family: index of the candidate's backend in `TradeoffPlot.backends`, which decides the mark's colour.
+        on_front: whether the candidate is on the Pareto front of the accepted candidates.
+        tooltip: name and values of the candidate in one line.
+        label: label with the candidate's name; None where the mark has no label.
     """
 
     row: ReportRow
@@ -61,16 +72,17 @@ class TradeoffMark:
 
 @dataclass(frozen=True, slots=True)
 class TradeoffPlot:
-    """Speed-up against quality.
+    """The plot of speed-up against accuracy for one network or the whole pipeline.
 
     Args:
-        quality_name: SQNR or PSNR.
-        marks: in drawing order, the choice last.
-        speed_ticks, quality_ticks: ticks with their labels.
-        bound_tick: tick of the lower bound of the quality; None where there is no bound.
-        front_line: Pareto front as points of an SVG polyline.
-        backends: names of the backends.
-        missing: number of trials without speed or quality.
+        quality_name: measure of accuracy: SQNR or PSNR.
+        marks: marks of the candidates in drawing order, the chosen candidate last.
+        speed_ticks: ticks of the horizontal axis, each as (x, label).
+        quality_ticks: ticks of the vertical axis, each as (y, label).
+        bound_tick: tick of the minimum accuracy that candidates must have; None where there is no bound.
+        front_line: Pareto front of the accepted candidates, as the `points` of an SVG polyline.
+        backends: names of the backends in the plot.
+        missing: number of candidates without speed-up or accuracy, which are not in the plot.
     """
 
     quality_name: str
@@ -91,9 +103,13 @@ class _TradeoffPoint:
 
 
 def build_tradeoff_plot(rows: Sequence[ReportRow], bounds: Bounds) -> TradeoffPlot | None:
-    """Return the plot of one component; None where fewer than two trials have both speed and quality.
+    """Return the plot of one network or of the whole pipeline; None where fewer than two candidates can be placed.
 
-    Quality is the SQNR of outputs or the PSNR of pictures, whichever more trials have.
+    The measure of accuracy is the SQNR of outputs or the PSNR of pictures, whichever more candidates have.
+
+    Args:
+        rows: the report's rows of the network.
+        bounds: limits of the choice, of which the minimum accuracy is drawn.
     """
     pictures = sum(row.psnr is not None for row in rows) > sum(row.sqnr is not None for row in rows)
     points = _collect_points(rows, pictures)
@@ -159,7 +175,7 @@ def _interval_ends(point: _TradeoffPoint) -> tuple[float, float]:
 
 
 def _find_front(points: Sequence[_TradeoffPoint]) -> list[_TradeoffPoint]:
-    """Return the Pareto front of the accepted points, slowest first."""
+    """Return the accepted points than which no other accepted point is faster and more accurate, slowest first."""
     front: list[_TradeoffPoint] = []
     for point in sorted(points, key=lambda point: (-point.speed, -point.quality)):
         if point.row.accepted and (not front or point.quality > front[-1].quality):
@@ -168,7 +184,11 @@ def _find_front(points: Sequence[_TradeoffPoint]) -> list[_TradeoffPoint]:
 
 
 def _front_corners(steps: Sequence[_Coordinate]) -> list[_Coordinate]:
-    """Return the corners of the front's staircase, from the left edge of the frame to its bottom."""
+    """Return the corners (x, y) of the Pareto front as a staircase, from the left edge of the frame to its bottom.
+
+    Args:
+        steps: positions of the marks on the front, slowest first; empty: no corners.
+    """
     corners: list[_Coordinate] = []
     x = float(LEFT)
     for right, y in steps:
@@ -182,7 +202,14 @@ def _bounding_box(first: _Coordinate, second: _Coordinate) -> _Box:
 
 
 def _place_labels(marks: Sequence[TradeoffMark], lines: Sequence[_Box]) -> tuple[TradeoffMark, ...]:
-    """Add labels to the choice, the baseline and the front, in this order, where there is free space."""
+    """Return the marks with labels where there is free space for them.
+
+    Only the chosen candidate, the baseline and candidates on the Pareto front get a label, and are tried in this order.
+
+    Args:
+        marks: marks of the plot.
+        lines: boxes around the plot's lines, which a label should not cross.
+    """
     occupied = [
         (min(m.low, m.x - _MARK_RADIUS), m.y - _MARK_RADIUS, max(m.high, m.x + _MARK_RADIUS), m.y + _MARK_RADIUS)
         for m in marks
@@ -190,7 +217,7 @@ def _place_labels(marks: Sequence[TradeoffMark], lines: Sequence[_Box]) -> tuple
     labels: dict[int, MarkLabel] = {}
     labelled = [number for number, mark in enumerate(marks) if mark.row.chosen or mark.row.baseline or mark.on_front]
     for number in sorted(labelled, key=lambda number: (not marks[number].row.chosen, not marks[number].row.baseline)):
-        # Prefer positions off the lines, but accept a label across a line.
+        # A position on a line is the second choice, because a crossed label is still better than none.
         free_positions = [position for position in _label_positions(marks[number]) if _is_free(position.box, occupied)]
         label = next(
             (position for position in free_positions if _is_free(position.box, lines)),

@@ -1,4 +1,4 @@
-"""Speed-up and interval of a table row as a dot on a line."""
+"""Drawing of a speed-up in a table: a dot for its value, on a line for its 95 % confidence interval."""
 
 import math
 from collections.abc import Sequence
@@ -13,12 +13,13 @@ _MARGIN = 6
 
 @dataclass(frozen=True, slots=True)
 class Whisker:
-    """X coordinates from 0 to WIDTH on a logarithmic scale shared by all rows of a table.
+    """Drawing of a speed-up: x coordinates, 0 to WIDTH, on a logarithmic scale that all rows of a table share.
 
     Args:
-        baseline: coordinate of speed-up 1.
-        low, value, high: coordinates of the speed-up and of the ends of its interval.
-        label, interval_label: speed-up and interval as text; the interval is empty where none was measured.
+        baseline: x of the speed-up 1.
+        low, value, high: x of the lower end of the 95 % interval, of the speed-up, and of the upper end.
+        label: the speed-up as text.
+        interval_label: the interval as text; empty where no interval was measured.
     """
 
     baseline: float
@@ -30,7 +31,7 @@ class Whisker:
 
 
 def build_whiskers(rows: Sequence[ReportRow]) -> tuple[Whisker | None, ...]:
-    """Return a whisker for each row; None where the row was not timed."""
+    """Return a drawing of the speed-up for each row of a table; None in place of a row that was not timed."""
     ends = [_interval_ends(row) for row in rows]
     values = [math.log(value) for three in ends if three for value in three] + [0.0]
     low, high = min(values), max(values)

@@ -1,4 +1,4 @@
-"""Write the views of a report, `report.html` and `summary.xlsx`, next to `report.json`."""
+"""Writing of a report as an HTML page, `report.html`, and as a spreadsheet, `summary.xlsx`, next to `report.json`."""
 
 import warnings
 from pathlib import Path
@@ -12,9 +12,13 @@ REPORT_PAGE_FILE, SPREADSHEET_FILE = "report.html", "summary.xlsx"
 
 
 def write_reports(directory: Path, report: Report) -> list[str]:
-    """Write every view and return the names of the files.
+    """Write a report as an HTML page and as a spreadsheet, and return the names of the written files.
 
-    A view whose package is not installed is left out with a warning.
+    A file whose package (jinja2 or openpyxl) is not installed is left out, with a warning.
+
+    Args:
+        directory: directory of the files.
+        report: the report to write.
     """
     written = []
     for name, write in ((REPORT_PAGE_FILE, write_report_page), (SPREADSHEET_FILE, write_spreadsheet)):

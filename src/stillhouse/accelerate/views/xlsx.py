@@ -1,4 +1,4 @@
-"""The report as a spreadsheet. Its first four columns are those of Auto-Acceleration."""
+"""The report of `stillhouse accelerate` as a spreadsheet. Its first four columns are those of Auto-Acceleration."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
@@ -20,14 +20,20 @@ if TYPE_CHECKING:
 
 _MAX_WIDTH = 60
 _TASK_COLUMN = ("task", "name of the candidate; `onnx` is the unchanged model")
-# Auto-Acceleration names rows by their files, without the model's name.
+# Words of Auto-Acceleration for backends and precisions, used so that its users recognize the names of the rows.
 _AUTO_ACCELERATION_NAMES = {"onnxruntime": "onnx", "f32": "fp32", "f16": "fp16"}
 
 
 def write_spreadsheet(report: Report, path: Path) -> None:
-    """Write all candidates to `Sheet1`, machine and settings to `environment`, and reasons to `rejected`.
+    """Write a report as an .xlsx file with three sheets.
 
-    Numbers are stored with full precision; only their format rounds. Texts are never stored as formulas.
+    `Sheet1` has a row for each candidate, `environment` the machine and settings, and `rejected` the reasons why
+    candidates were not accepted. Numbers are stored with full precision and shown rounded. Texts are never stored as
+    formulas.
+
+    Args:
+        report: the report to write.
+        path: file to write.
 
     Raises:
         InvalidRequest: the file cannot be written.
@@ -70,13 +76,16 @@ def write_spreadsheet(report: Report, path: Path) -> None:
 
 
 def _baseline_first(report: Report, component: str) -> list[ReportRow]:
-    """Return the rows in the order of the sweep, the baseline first, as Auto-Acceleration lists them."""
+    """Return the rows of a network's candidates, the baseline first, then in the order of measurement."""
     order = {trial.candidate.key: index for index, trial in enumerate(report.trials_of(component))}
     return sorted(report_rows(report, component), key=lambda row: (not row.baseline, order[row.trial.candidate.key]))
 
 
 def _task_names(candidates: Sequence[Candidate]) -> list[str]:
-    """Return a unique name for each candidate: the name that Auto-Acceleration uses, where one exists."""
+    """Return a unique name for each candidate, in the same order: the name that Auto-Acceleration uses, if it has one.
+
+    A number is appended to repeated names, such as `onnx_2`.
+    """
     has_several = len({candidate.component for candidate in candidates} - {PIPELINE}) > 1
     names: dict[str, None] = {}
     for candidate in candidates:
@@ -89,8 +98,13 @@ def _task_names(candidates: Sequence[Candidate]) -> list[str]:
 
 
 def _task_name(candidate: Candidate, with_component: bool) -> str:
-    """Return a name such as onnx, onnx_fp16 or openvino_fp32, longer for candidates that Auto-Acceleration does not
-    have.
+    """Return the name of a candidate in the style of Auto-Acceleration, such as onnx, onnx_fp16 or openvino_fp32.
+
+    Options of the candidate, which Auto-Acceleration does not have, follow these words.
+
+    Args:
+        candidate: the candidate.
+        with_component: whether the name begins with the name of the network.
     """
     recipe = "" if (candidate.backend, candidate.recipe) == ("onnxruntime", "f32") else candidate.recipe
     suffix = candidate.name.removeprefix(f"{candidate.backend} {candidate.recipe}")
@@ -172,7 +186,7 @@ def _set_cell(cell: "Cell | MergedCell", value: CellValue) -> None:
         cell.value = value
         return
     cell.value = text = printable(value)
-    # Text that looks like a formula stays text, also when the cell is edited.
+    # A spreadsheet program would take text that begins like a formula for one when the cell is edited, so it is quoted.
     cell.data_type = "s"
     cell.quotePrefix = text[:1] in ("=", "+", "-", "@")
 
