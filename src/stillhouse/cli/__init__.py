@@ -1,4 +1,4 @@
-"""Command line. Each command is a module with `declare`, which adds its options, and `run`."""
+"""Command line. Each command has a module with two functions: `declare` adds its options, and `run` executes it."""
 
 import os
 import sys
@@ -26,16 +26,21 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "doctor": ("doctor", "show available backends, and install commands of missing ones"),
     "judge": ("judge", "evaluate prompt adherence of a model, alone or against its teacher"),
 }
-"""Module and description of each command. Only the module of the command in use is imported."""
+"""Module and description of each command, by the command's name. Only the module of the requested command is imported.
+"""
 
 INTERRUPTED, BROKEN_PIPE = 130, 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code.
+    """Run the command that the arguments name, and print errors and warnings on standard error.
 
-    0: success. 1: a negative result, such as a regression. 2: an error, which the message explains. 130: interrupted by
-    Ctrl-C.
+    Args:
+        argv: arguments without the program's name; None: those of the process.
+
+    Returns:
+        the exit code. 0: success. 1: a negative result, such as a regression. 2: an error, which is printed. 130:
+        interrupted by Ctrl-C. 141: the reader of standard output has closed the pipe.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     with warnings.catch_warnings():
@@ -51,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             return INTERRUPTED
         except BrokenPipeError:
-            # Python flushes stdout at exit, which would raise again on the closed pipe.
+            # Python flushes stdout at exit, which would raise again on the closed pipe, so stdout is redirected.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return BROKEN_PIPE
         except OSError as error:
@@ -59,7 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str]) -> Namespace:
-    """Parse the arguments of one command; the attribute `run` of the result is the command's function.
+    """Parse the arguments of the program: the name of a command, and the command's options.
+
+    Returns:
+        the options; the attribute `run` is the function that executes the command.
 
     Raises:
         InvalidRequest: the command is missing or unknown, or its arguments are invalid.

@@ -39,7 +39,7 @@ NOTHING_CHOSEN, INTERRUPTED = 1, 130
 
 
 def declare(parser: ArgumentParser) -> None:
-    """Add the options of `accelerate` to its parser."""
+    """Add the options of `stillhouse accelerate` to its argument parser."""
     parser.add_argument(
         "source", nargs="?", metavar="SOURCE", help="model name, pipeline or diffusers directory, or .onnx file"
     )
@@ -82,7 +82,7 @@ def declare(parser: ArgumentParser) -> None:
 
 
 def add_choice_options(parser: ArgumentParser) -> None:
-    """Add the options that decide the choice among candidates to a parser: goal and bounds."""
+    """Add options to an argument parser that decide which measured configuration is chosen: goal and bounds."""
     parser.add_argument("--goal", choices=GOALS, help="default: latency")
     parser.add_argument("--min-sqnr", type=number, metavar="DB", help="SQNR of every output of a component")
     parser.add_argument("--min-psnr", type=number, metavar="DB", help="PSNR of same-seed pictures")
@@ -96,25 +96,26 @@ def add_choice_options(parser: ArgumentParser) -> None:
 
 
 def read_bounds(arguments: Namespace) -> Bounds:
-    """Return the bounds that the command line gives for the choice among candidates."""
+    """Return the bounds on accuracy and memory that the options of `add_choice_options` give; None where not given."""
     return Bounds(**{field.name: getattr(arguments, field.name) for field in fields(Bounds)})
 
 
 def run(arguments: Namespace) -> int:
-    """Run the sweep, write all views, and print the report.
+    """Measure configurations of a model, write the fastest accurate one and the reports, and print the report.
 
     Returns:
-        0 on success; 1 if no candidate was chosen; 130 after Ctrl-C. After Ctrl-C the directory is still complete, and
-        the choice is made among the candidates measured so far.
+        the exit code. 0: success. 1: no configuration was chosen. 130: Ctrl-C was pressed; the output directory is
+        still complete, with the best of the configurations measured before.
     """
     source, out, config = _resolve_paths(arguments)
     options = _make_options(arguments, config)
     students = [
         read_manifest(find_pipeline(name)) for name in arguments.student
-    ]  # read now, so that errors come before files are written
+    ]  # Manifests are read now, so that a wrong name is reported before files are written.
     if Path(source).suffix == ".onnx":
         if students:
-            raise InvalidRequest(f"{students[0].name} as a student of {source}", allowed="students of whole pipelines")
+            problem = f"--student {students[0].name} was given, but the source {source} is a single ONNX file"
+            raise InvalidRequest(problem, allowed="students of whole pipelines")
         _check_network(Path(source), options, config)
     workspace = prepare_workspace(source, out)
     if arguments.student:
@@ -131,7 +132,12 @@ def run(arguments: Namespace) -> int:
 
 
 def resolve_config_device(device: str | int) -> str:
-    """Return the device of a config in the form of `AccelerateOptions`; warn and use the CPU if there is no GPU.
+    """Convert the device of a config.yml to a value for `AccelerateOptions`: "auto", "cpu", "cuda" or "cuda:1".
+
+    If a GPU is requested and the machine has none, warn and return "auto", which means the CPU then.
+
+    Args:
+        device: auto, cpu, gpu, or the index of a GPU.
 
     Raises:
         InvalidRequest: the machine has GPUs, but none with the requested index.
@@ -143,7 +149,10 @@ def resolve_config_device(device: str | int) -> str:
 
 
 def _check_device(requested: str | int) -> str:
-    """Return a requested device in the form of `AccelerateOptions`.
+    """Convert a requested device to a value for `AccelerateOptions`: "auto", "cpu", "cuda" or "cuda:1".
+
+    Args:
+        requested: auto, cpu, gpu, or the index of a GPU.
 
     Raises:
         InvalidRequest: the machine does not have the requested GPU.
@@ -152,14 +161,19 @@ def _check_device(requested: str | int) -> str:
         return str(requested)
     device = CUDA if requested == "gpu" else f"{CUDA}:{requested}"
     if reason := no_gpu_reason():
-        raise InvalidRequest(f"device {requested}, but {reason}", allowed="auto, cpu")
+        raise InvalidRequest(f"device {requested} was requested, but {reason}", allowed="auto, cpu")
     if problem := device_error(device, find_gpus()):
-        raise InvalidRequest(problem, allowed="auto, cpu, gpu, or the index of a GPU")
+        raise InvalidRequest(
+            f"device {requested} was requested, but {problem}", allowed="auto, cpu, gpu, or the index of a GPU"
+        )
     return device
 
 
 def _make_options(arguments: Namespace, config: AutoAccelerationConfig | None) -> AccelerateOptions:
-    """Return the command line's options; an option that is not given has the config's value."""
+    """Return the options of `run_sweep` from the command line and a config.yml.
+
+    An option that the command line does not give has the value of the config, else its default.
+    """
     defaults = config or AutoAccelerationConfig()
     device = resolve_config_device(defaults.device) if arguments.device is None else _check_device(arguments.device)
     inputs = arguments.inputs or (defaults.probe if isinstance(defaults.probe, Path) else None)
@@ -188,13 +202,19 @@ def _make_options(arguments: Namespace, config: AutoAccelerationConfig | None) -
 
 
 def _check_network(graph: Path, options: AccelerateOptions, config: AutoAccelerationConfig | None) -> None:
-    """Raise an error before files are written if the options or the config do not match the graph."""
+    """Check that the options and the config match the inputs of a single ONNX file, before files are written.
+
+    Raises:
+        InvalidRequest: a shape, a file of inputs or an option does not match.
+        PipelineError: the file is missing or not an ONNX graph.
+    """
     signature = read_signature(graph)
     if config is not None:
         check_config(config, signature)
     bind_axes(options.shapes, signature.inputs)
     if options.rows:
-        raise InvalidRequest(f"--rows of {graph}", allowed="batch sizes for the denoiser of a pipeline")
+        problem = f"--rows was given, but the source {graph} is a single ONNX file"
+        raise InvalidRequest(problem, allowed="batch sizes for the denoiser of a pipeline")
     if options.inputs:
         read_npz_inputs(options.inputs, graph)
     else:
@@ -202,13 +222,13 @@ def _check_network(graph: Path, options: AccelerateOptions, config: AutoAccelera
 
 
 def merge_bounds(before: Bounds, overrides: Bounds) -> Bounds:
-    """Return `before` with the bounds of `overrides` that are not None."""
+    """Return a copy of the bounds `before` in which every bound that `overrides` sets (not None) is replaced."""
     values = {field.name: getattr(overrides, field.name) for field in fields(overrides)}
     return replace(before, **{name: value for name, value in values.items() if value is not None})
 
 
 def parse_device(text: str) -> str | int:
-    """Parse a device into the form that config.yml has: a name or the index of a GPU.
+    """Parse the option --device: return "auto", "cpu" or "gpu", or the index of a GPU.
 
     >>> parse_device("gpu"), parse_device("1"), parse_device("cuda:1")
     ('gpu', 1, 1)
@@ -217,30 +237,36 @@ def parse_device(text: str) -> str | int:
     if index:
         return int(index[1])
     if text not in (*DEVICES, CUDA):
-        raise ArgumentTypeError(f"{text!r}; allowed: auto, cpu, gpu, or the index of a GPU, such as 0 or cuda:0")
+        raise ArgumentTypeError(
+            f"{text!r} is not a device; allowed: auto, cpu, gpu, or the index of a GPU, such as 0 or cuda:0"
+        )
     return "gpu" if text == CUDA else text
 
 
 def parse_batch_sizes(text: str) -> tuple[int, ...]:
-    """Parse batch sizes in ascending order; 1 and 2 are always included, because one picture needs them.
+    """Parse batch sizes, separated by commas, and return them in ascending order.
+
+    1 and 2 are always included, because one picture takes one row of a batch, or two with classifier-free guidance.
 
     >>> parse_batch_sizes("8,4")
     (1, 2, 4, 8)
     """
     if not re.fullmatch(r"[1-9]\d{0,3}(,[1-9]\d{0,3})*", text):
-        raise ArgumentTypeError(f"{text!r}; allowed: batch sizes from 1 to 9999, such as 1,2,4,8")
+        raise ArgumentTypeError(
+            f"{text!r} is not a list of batch sizes; allowed: batch sizes from 1 to 9999, such as 1,2,4,8"
+        )
     return tuple(sorted({1, 2, *map(int, text.split(","))}))
 
 
 def parse_named_shape(text: str) -> tuple[str, tuple[int, ...]]:
-    """Return the name and shape of an input given as NAME=1x3x224x224.
+    """Parse the option --shape, NAME=1x3x224x224, and return the input's name and shape.
 
     >>> parse_named_shape("image=1x3x64x64")
     ('image', (1, 3, 64, 64))
     """
     name, _, axes = text.rpartition("=")
     if not name or not re.fullmatch(r"[1-9]\d*([x,][1-9]\d*)*", axes):
-        raise ArgumentTypeError(f"{text!r}; allowed: NAME=1x3x224x224")
+        raise ArgumentTypeError(f"{text!r} is not a name with a shape; allowed: NAME=1x3x224x224")
     return name, tuple(int(axis) for axis in re.split("[x,]", axes))
 
 
@@ -248,7 +274,7 @@ def _resolve_paths(arguments: Namespace) -> tuple[str, Path, AutoAccelerationCon
     if arguments.config is None:
         if arguments.source is None or arguments.out is None:
             raise InvalidRequest(
-                "no source or no output directory",
+                "no source or no output directory was given",
                 allowed="SOURCE -o DIR, or --config FILE",
                 fix="try stillhouse accelerate shapes -o faster",
             )

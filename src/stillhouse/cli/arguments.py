@@ -1,4 +1,4 @@
-"""Parsing of command line arguments. Errors become `InvalidRequest` with problem, allowed values and fix."""
+"""Parsing of command line arguments. A wrong argument raises `InvalidRequest`, which says what is allowed."""
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable
@@ -14,24 +14,24 @@ _ALLOWED = "; allowed: "
 
 
 class Parser(ArgumentParser):
-    """ArgumentParser that raises InvalidRequest instead of exiting, and does not accept abbreviated options."""
+    """An ArgumentParser that raises InvalidRequest on an error instead of exiting, and rejects abbreviated options."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        """Raise InvalidRequest."""
+        """Raise InvalidRequest with a message of argparse, split at "; allowed: " into problem and allowed values."""
         problem, _, allowed = message.partition(_ALLOWED)
         raise InvalidRequest(problem, allowed=allowed or None, fix=f"see {self.prog} --help")
 
 
 def integer(text: str) -> int:
-    """Parse an integer."""
+    """Parse an integer argument; raise argparse's ArgumentTypeError for other text."""
     return _parse_number(int, text, "a whole number")
 
 
 def positive_integer(text: str) -> int:
-    """Parse an integer of at least 1."""
+    """Parse an integer argument of at least 1; raise argparse's ArgumentTypeError for other text."""
     number = _parse_number(int, text, "a whole number from 1")
     if number < 1:
         raise _argument_error(text, "a whole number from 1")
@@ -39,12 +39,12 @@ def positive_integer(text: str) -> int:
 
 
 def number(text: str) -> float:
-    """Parse a number."""
+    """Parse an argument as a float; raise argparse's ArgumentTypeError for other text."""
     return _parse_number(float, text, "a number")
 
 
 def parse_dimensions(text: str) -> tuple[int, int]:
-    """Parse `WIDTHxHEIGHT` in pixels.
+    """Parse an image size in pixels, WIDTHxHEIGHT, and return (width, height).
 
     >>> parse_dimensions("512x768")
     (512, 768)
@@ -57,7 +57,13 @@ def parse_dimensions(text: str) -> tuple[int, int]:
 
 
 def as_argument(read: Callable[[str], T]) -> Callable[[str], T]:
-    """Convert a parser that raises InvalidRequest into a parser that raises argparse's ArgumentTypeError."""
+    """Return a parser of option values that argparse can use, made from a function that raises InvalidRequest.
+
+    The returned function raises argparse's ArgumentTypeError instead.
+
+    Args:
+        read: function from the text of an option to its value.
+    """
 
     def parse_argument(text: str) -> T:
         try:
@@ -69,19 +75,19 @@ def as_argument(read: Callable[[str], T]) -> Callable[[str], T]:
 
 
 duration = as_argument(parse_duration)
-"""Parse a duration in seconds, for example 90, 90s, 10m or 1h."""
+"""Parse a duration such as 90, 90s, 10m or 1h, and return its seconds; a number without a unit means seconds."""
 byte_size = as_argument(parse_size)
-"""Parse a size in bytes, for example 4GiB, 500MiB or 1000."""
+"""Parse a size such as 4GiB, 500MiB or 1000, and return its bytes; a number without a unit means bytes."""
 
 
 def add_model_options(parser: ArgumentParser) -> None:
-    """Add the options that select and configure a pipeline: model, backend, precision, threads, verify."""
+    """Add options that select and configure a pipeline to a parser: --model, and those of `add_engine_options`."""
     parser.add_argument("--model", default="shapes", metavar="NAME_OR_DIR", help="embedded model or pipeline directory")
     add_engine_options(parser)
 
 
 def add_engine_options(parser: ArgumentParser) -> None:
-    """Add the options that configure a pipeline: backend, precision, threads, verify."""
+    """Add options that configure a pipeline to a parser: --backend, --precision, --threads, --verify."""
     parser.add_argument("--backend", metavar="NAME", help="see stillhouse doctor; default: the model's own")
     parser.add_argument(
         "--precision", metavar="NAME", help="precision of the denoiser: f32, bf16, ...; default: the model's own"
@@ -93,27 +99,27 @@ def add_engine_options(parser: ArgumentParser) -> None:
 
 
 def engine_options(arguments: Namespace) -> dict[str, Any]:
-    """Return the keyword arguments of `load` from the options of `add_engine_options`."""
+    """Return the values of the options of `add_engine_options`, as keyword arguments for `pipelines.load.load`."""
     return {name: getattr(arguments, name) for name in ("backend", "precision", "threads", "verify")}
 
 
 def png_or_directory(text: str) -> Path:
-    """Parse the path of a `.png` file or of a directory.
+    """Parse an argument as the path of a .png file or of a directory; raise ArgumentTypeError for another file.
 
     >>> png_or_directory("stills/one.png").name
     'one.png'
     """
     path = Path(text)
     if path.suffix.lower() not in ("", ".png") and not text.endswith("/") and not path.is_dir():
-        raise _argument_error(text, "a .png file or a directory")
+        raise _argument_error(text, "the path of a .png file or a directory")
     return path
 
 
 def png_file(text: str) -> Path:
-    """Parse the path of a `.png` file."""
+    """Parse an argument as the path of a .png file; raise ArgumentTypeError for another file or a directory."""
     path = Path(text)
     if path.suffix.lower() != ".png" or path.is_dir():
-        raise _argument_error(text, "a .png file")
+        raise _argument_error(text, "the path of a .png file")
     return path
 
 

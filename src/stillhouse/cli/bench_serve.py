@@ -1,4 +1,7 @@
-"""`stillhouse bench-serve --class NAME=SHARE...`: load-test a server and report latency and goodput."""
+"""`stillhouse bench-serve --class NAME=SHARE...`: send requests to a server, and report its latency and goodput.
+
+Goodput counts only requests that are answered within their latency target.
+"""
 
 import json
 from argparse import ArgumentParser, Namespace
@@ -14,13 +17,13 @@ from stillhouse.serve.loadgen.load_report import LoadReport, LoadReportRow
 from stillhouse.serve.loadgen.request_class import RequestClass, parse_flood, parse_request_class
 
 DEFAULT_CLASSES = (RequestClass("free", 0.8, "free"), RequestClass("pro", 0.2, "pro"))
-"""Default request classes, for the default tiers of `stillhouse serve`."""
+"""Default classes of requests: 80 % for the tier "free" and 20 % for "pro", the default tiers of `stillhouse serve`."""
 NONE_ANSWERED = 1
 _HEADINGS = ("class", "sent", "answered", "rejected", "p50", "p90", "p99", "target", "in time", "in time/s", "errors")
 
 
 def declare(parser: ArgumentParser) -> None:
-    """Add the options of `bench-serve`."""
+    """Add the options of `stillhouse bench-serve` to its argument parser."""
     parser.add_argument(
         "--url",
         default="http://127.0.0.1:8000",
@@ -81,7 +84,11 @@ def declare(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    """Run the load test, print the report and optionally write it as JSON. Return 1 if no request succeeded."""
+    """Load-test a server, print the report, and write it as JSON if requested.
+
+    Returns:
+        the exit code: 1 if no request was answered, else 0.
+    """
     test = make_load_test(arguments)
     with show_progress() as on_progress:
         report = run_benchmark(test, on_progress)
@@ -92,7 +99,7 @@ def run(arguments: Namespace) -> int:
 
 
 def make_load_test(arguments: Namespace) -> LoadTest:
-    """Return the load test that the options describe."""
+    """Return the settings of a load test from the options of the command line."""
     return LoadTest(
         url=arguments.url,
         classes=tuple(arguments.classes) or DEFAULT_CLASSES,
@@ -113,7 +120,12 @@ def make_load_test(arguments: Namespace) -> LoadTest:
 
 
 def format_load_report(report: LoadReport, slo: float) -> str:
-    """Format a report for the terminal."""
+    """Return the report of a load test as text for a terminal, with a table of a row for each class of requests.
+
+    Args:
+        report: the report.
+        slo: latency target as a multiple of the isolated latency, which one request has without load.
+    """
     isolated = ", ".join(f"{name} {_format_seconds(seconds)}" for name, seconds in report.isolated_seconds.items())
     lines = [
         f"{report.url}: {report.rate:.3g} requests per second, {report.load:.0%} of the sequential throughput; "

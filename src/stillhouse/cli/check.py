@@ -1,4 +1,4 @@
-"""`stillhouse check DIR`: measure the choice again; exit with 1 if it is slower or less accurate than recorded."""
+"""`stillhouse check DIR`: measure an accelerated pipeline again; exit with 1 if it is slower or less accurate now."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -11,7 +11,7 @@ REGRESSED = 1
 
 
 def declare(parser: ArgumentParser) -> None:
-    """Add the options of `check` to its parser."""
+    """Add the options of `stillhouse check` to its argument parser."""
     parser.add_argument("directory", type=Path, metavar="DIR", help="output directory of `stillhouse accelerate`")
     parser.add_argument(
         "--threads", type=positive_integer, metavar="N", help="maximum number; default: the backend decides"
@@ -19,7 +19,11 @@ def declare(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    """Measure the chosen candidates and print a line for each component. Return 1 after a regression, else 0."""
+    """Measure what `stillhouse accelerate` chose again, and print a line for each network and for the whole pipeline.
+
+    Returns:
+        the exit code: 1 if anything is slower than in the report or violates a bound, else 0.
+    """
     report = read_report(arguments.directory)
     has_regressed = False
     for result in check_regression(arguments.directory, report, arguments.threads):

@@ -1,4 +1,4 @@
-"""`stillhouse choose DIR --goal memory`: choose again among measured candidates."""
+"""`stillhouse choose DIR --goal memory`: choose again among the configurations that `accelerate` measured."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -12,15 +12,16 @@ from stillhouse.cli.accelerate import NOTHING_CHOSEN, add_choice_options, merge_
 
 
 def declare(parser: ArgumentParser) -> None:
-    """Add the options of `choose` to its parser."""
+    """Add the options of `stillhouse choose` to its argument parser."""
     parser.add_argument("directory", type=Path, metavar="DIR", help="output directory of `stillhouse accelerate`")
     add_choice_options(parser)
 
 
 def run(arguments: Namespace) -> int:
-    """Choose candidates, apply the choice to the directory, and print the report.
+    """Choose among measured configurations by the given goal and bounds, write manifest and reports, print the report.
 
-    Return 1 if no candidate is within the bounds, else 0.
+    Returns:
+        the exit code: 1 if no configuration is within the bounds, else 0.
     """
     report = read_report(arguments.directory)
     bounds = merge_bounds(report.bounds, read_bounds(arguments))

@@ -1,4 +1,7 @@
-"""`stillhouse demo`: a contact sheet of twelve held-out prompts, by the embedded model and its distilled student."""
+"""`stillhouse demo`: generate images of twelve prompts outside the training set, and join them in a contact sheet.
+
+Each prompt is shown twice: by the embedded model, and by its distilled student of fewer steps.
+"""
 
 import sys
 from argparse import ArgumentParser, Namespace
@@ -37,7 +40,7 @@ _SCALE, _GAP = 3, 6
 
 
 def declare(parser: ArgumentParser) -> None:
-    """Add the options of `demo`."""
+    """Add the options of `stillhouse demo` to its argument parser."""
     parser.add_argument(
         "--out",
         type=png_file,
@@ -49,7 +52,7 @@ def declare(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    """Generate the contact sheet, print the times and suggest a command."""
+    """Write the contact sheet, print the seconds per image and a command to try, and return exit code 0."""
     generated = {name: _generate(name, arguments) for name in (TEACHER, STUDENT)}
     pairs = zip(*(images for images, _ in generated.values()), strict=True)
     write_png(arguments.out, contact_sheet([_join_pair(*pair) for pair in pairs], PROMPTS))
@@ -60,10 +63,19 @@ def run(arguments: Namespace) -> int:
 
 
 def _generate(name: str, arguments: Namespace) -> tuple[list[Picture], str]:
-    """Generate an image per prompt; return the images and a description with the seconds per image."""
+    """Generate an image of each prompt with a model.
+
+    Args:
+        name: name of the embedded model.
+        arguments: options of the command line.
+
+    Returns:
+        the images, and a text that names the model, its steps and the seconds per image.
+    """
     pipeline = open_pipeline(name, arguments)
     requests = [pipeline.resolve(ImageRequest(prompt, seed=seed)) for seed, prompt in enumerate(PROMPTS)]
-    list(generate_images(pipeline, requests[:1], lambda what, done, total: None))  # warm-up: loads the networks
+    # The first image is generated before timing begins, because it loads the networks.
+    list(generate_images(pipeline, requests[:1], lambda what, done, total: None))
     began = perf_counter()
     with show_progress() as on_progress:
         images = [result.image for result in generate_images(pipeline, requests, on_progress)]
@@ -72,13 +84,13 @@ def _generate(name: str, arguments: Namespace) -> tuple[list[Picture], str]:
 
 
 def _join_pair(left: Picture, right: Picture) -> Picture:
-    """Enlarge two images and join them with a white gap."""
+    """Return two images of equal height side by side, enlarged, with a white gap between them."""
     first, second = (np.kron(image, np.ones((_SCALE, _SCALE, 1), np.uint8)) for image in (left, right))
     strip = np.full((first.shape[0], _GAP, 3), 255, np.uint8)
     return np.concatenate([first, strip, second], axis=1)
 
 
 def _program() -> str:
-    """Return the program as the user typed it if that works from the current directory, else the program's name."""
+    """Return how the user can call this program: as it was called, if with a relative path, else by its name."""
     typed = Path(sys.argv[0])
     return str(typed) if typed.name == "stillhouse" and not typed.is_absolute() else "stillhouse"

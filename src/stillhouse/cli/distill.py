@@ -1,4 +1,4 @@
-"""`stillhouse distill TEACHER -o STUDENT`: distil a pipeline into a student of fewer steps."""
+"""`stillhouse distill TEACHER -o STUDENT`: train a pipeline of fewer steps (student) from a pipeline (teacher)."""
 
 import re
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
@@ -23,7 +23,7 @@ _MAX_SKIPPED_LINES = 5
 
 
 def declare(parser: ArgumentParser) -> None:
-    """Declare the options of `distill`."""
+    """Add the options of `stillhouse distill` to its argument parser."""
     parser.add_argument("teacher", metavar="TEACHER", help="model name or pipeline directory")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="directory of the student")
     parser.add_argument("--config", type=Path, metavar="FILE", help="distill.toml; options override it")
@@ -80,7 +80,14 @@ def declare(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    """Distil a teacher, write the students and print their directories. Return 1 if the time limit passed first."""
+    """Distil a pipeline (teacher), write the pipelines of fewer steps (students), and print their directories.
+
+    Returns:
+        the exit code: 1 if the time limit ended the training, which can be resumed, else 0.
+
+    Raises:
+        RuntimeMissing: a package that training needs is not installed.
+    """
     for package in REQUIRED_PACKAGES:
         try:
             import_module(package)
@@ -125,7 +132,10 @@ def _apply_lora(arguments: Namespace) -> int:
 
     learning = {**_set_options(arguments, DistillSettings), **_set_options(arguments, LearningOverrides)}
     if learning or arguments.config or arguments.all or arguments.work:
-        raise InvalidRequest("training options with --apply-lora", allowed="-o and --force: nothing is trained")
+        raise InvalidRequest(
+            "training options were given with --apply-lora, which trains nothing",
+            allowed="only -o and --force with --apply-lora",
+        )
     apply_lora(arguments.teacher, arguments.apply_lora, arguments.out, force=arguments.force)
     print(f"{arguments.out}  {read_manifest(arguments.out).defaults.steps} steps")
     print(f"  stillhouse judge {arguments.out} --against {arguments.teacher}")
@@ -133,30 +143,30 @@ def _apply_lora(arguments: Namespace) -> int:
 
 
 def parse_step_counts(text: str) -> tuple[int, ...]:
-    """Parse step counts: the teacher's, then each student's.
+    """Parse numbers of sampling steps, separated by commas: first the teacher's, then each student's.
 
     >>> parse_step_counts("36,18,9,3")
     (36, 18, 9, 3)
     """
     if not re.fullmatch(r"\d+(,\d+)+", text):
-        raise ArgumentTypeError(f"{text!r}; allowed: two step counts or more: 36,18,9,3")
+        raise ArgumentTypeError(f"{text!r} is not a list of step counts; allowed: two step counts or more: 36,18,9,3")
     return tuple(map(int, text.split(",")))
 
 
 def parse_guidance_range(text: str) -> tuple[float, float]:
-    """Parse the smallest and the largest guidance scale.
+    """Parse a range of guidance scales, and return the smallest and the largest scale.
 
     >>> parse_guidance_range("1..8")
     (1.0, 8.0)
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\.\.(\d+(?:\.\d+)?)", text)
     if not match:
-        raise ArgumentTypeError(f"{text!r}; allowed: the smallest and the largest scale: 1..8")
+        raise ArgumentTypeError(f"{text!r} is not a range; allowed: the smallest and the largest scale: 1..8")
     return float(match[1]), float(match[2])
 
 
 def make_distill_settings(arguments: Namespace) -> "DistillSettings":
-    """Return the settings of the configuration file, overridden by the options."""
+    """Return the settings of a distillation: those of the file --config, overridden by options of the command line."""
     from stillhouse.distill.settings import TEACHER, DistillSettings, LearningOverrides, read_distill_settings
 
     settings = read_distill_settings(arguments.config) if arguments.config else DistillSettings()
@@ -171,20 +181,29 @@ def make_distill_settings(arguments: Namespace) -> "DistillSettings":
 
 
 def _set_options(arguments: Namespace, settings_class: Any) -> dict[str, Any]:
-    """Return the options that were given and are fields of a settings class."""
+    """Return the command line options that were given and that a settings class has as fields, by name.
+
+    Args:
+        arguments: options of the command line; None where an option was not given.
+        settings_class: a dataclass.
+    """
     values = {field.name: getattr(arguments, field.name, None) for field in fields(settings_class)}
     return {name: value for name, value in values.items() if value is not None}
 
 
 def _default_data(teacher: str) -> dict[str, str]:
-    """Return the default data settings of a teacher; for an embedded model they are scenes of Shapes."""
+    """Return the default of the setting `data`, which says what to train on, for a teacher.
+
+    For an embedded model the training data are generated scenes of shapes, and the result names the model. For another
+    teacher the result is empty, so that the settings' own default applies.
+    """
     from stillhouse.pipelines.load import EMBEDDED
 
     return {"data": teacher} if teacher in EMBEDDED else {}
 
 
 class _ProgressPrinter:
-    """Update the progress bar, print scores, and collect skipped pictures."""
+    """Callbacks for the progress of a distillation: update a progress bar, print scores, collect skipped pictures."""
 
     def __init__(self, report: ProgressCallback) -> None:
         self._report = report
@@ -203,7 +222,11 @@ class _ProgressPrinter:
             print(f"{update_log.stage} {update_log.update}: {scores}", flush=True)
 
     def end(self, work: Path) -> None:
-        """Print the first skipped pictures and the number of all skipped pictures."""
+        """Print the names of the first skipped pictures, and how many were skipped in total.
+
+        Args:
+            work: working directory of the distillation, which has the complete list.
+        """
         for line in self._skipped[:_MAX_SKIPPED_LINES]:
             print(f"skipped {line}")
         if count := len(self._skipped):

@@ -1,4 +1,4 @@
-"""`stillhouse doctor`: backends that are available on this machine, and commands that install the others."""
+"""`stillhouse doctor`: show which backends are available on this machine, and how to install the missing ones."""
 
 import json
 from argparse import ArgumentParser, Namespace
@@ -13,12 +13,12 @@ from stillhouse.measure.machine import Machine, read_machine
 
 
 def declare(parser: ArgumentParser) -> None:
-    """Add the options of `doctor`."""
+    """Add the options of `stillhouse doctor` to its argument parser."""
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(arguments: Namespace) -> int:
-    """Print the machine and the status of all backends."""
+    """Print the machine's hardware and the status of all backends, as text or as JSON, and return exit code 0."""
     machine, statuses = read_machine(), backends()
     if arguments.json:
         document = {

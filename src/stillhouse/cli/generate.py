@@ -24,7 +24,10 @@ _FIRST_FIELDS = ("prompt", "seed", "steps")
 
 
 def declare(parser: ArgumentParser) -> None:
-    """Add the options of `generate`. The model's manifest gives the values of options that are not given."""
+    """Add the options of `stillhouse generate` to its argument parser.
+
+    Sampling options that the user does not give take the values of the model's manifest.
+    """
     parser.add_argument("prompts", nargs="+", metavar="PROMPT", help="prompt; one or more")
     add_model_options(parser)
     parser.add_argument("--steps", type=integer, metavar="N", help="number of sampler steps")
@@ -58,7 +61,10 @@ def declare(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    """Generate all images, write them and print their paths."""
+    """Generate the requested images, write each as a PNG as soon as it is finished, and print its path.
+
+    Several images are also joined in a contact sheet. The returned exit code is 0.
+    """
     pipeline = open_pipeline(arguments.model, arguments)
     requests = [pipeline.resolve(request) for request in _image_requests(arguments)]
     paths = resolve_output_paths(arguments.out, [resolved.request for resolved in requests])

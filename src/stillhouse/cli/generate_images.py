@@ -1,4 +1,4 @@
-"""Image generation and output paths, shared by `generate` and `demo`."""
+"""Image generation and output paths for the commands `generate` and `demo`."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -16,11 +16,11 @@ _MAX_STEM = 48
 
 @dataclass(frozen=True, slots=True)
 class OutputPaths:
-    """Output paths of images.
+    """Paths of the files that `stillhouse generate` writes.
 
     Args:
         images: path of each image.
-        sheet: path of the contact sheet; None where a single image is generated.
+        sheet: path of the contact sheet of all images; None where a single image is generated.
     """
 
     images: tuple[Path, ...]
@@ -30,13 +30,13 @@ class OutputPaths:
 def generate_images(
     pipeline: Pipeline, requests: Sequence[Resolved], report: ProgressCallback
 ) -> Iterator[ImageResult]:
-    """Generate the images of all requests one after another.
+    """Generate the image of each request, one after another, and yield it when it is finished.
 
     Args:
         pipeline: pipeline to run.
-        requests: resolved image requests.
-        report: called with the prompt, the number of completed images (a fraction while one is generated), and the
-            total number of images.
+        requests: image requests with all defaults filled in, from `Pipeline.resolve`.
+        report: called after each step with the prompt, the number of finished images (a fraction includes the present
+            image), and the total number of images.
     """
     for number, resolved in enumerate(requests):
         trajectory = pipeline.start(resolved)
@@ -48,11 +48,13 @@ def generate_images(
 
 
 def resolve_output_paths(out: Path, requests: Sequence[ImageRequest]) -> OutputPaths:
-    """Return an output path per image.
+    """Return the paths to which images are written, and the path of their contact sheet.
 
-    In a directory, files are named by prompt and seed, and existing files are never overwritten. A file `one.png` is
-    the image itself; with several images it is the contact sheet, and the images are `one-1.png`, `one-2.png` and so
-    on.
+    Args:
+        out: a directory, in which files are named by prompt and seed, and existing files are never overwritten; or a
+            file such as `one.png`. The file is the image itself, or the contact sheet of several images, which are then
+            written to `one-1.png`, `one-2.png` and so on.
+        requests: requests of the images.
     """
     several = len(requests) > 1
     if out.suffix.lower() == ".png" and not out.is_dir():

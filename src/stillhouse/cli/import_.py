@@ -8,7 +8,7 @@ from stillhouse.convert.import_model import ImportOptions, import_model
 
 
 def declare(parser: ArgumentParser) -> None:
-    """Add the options of `import`."""
+    """Add the options of `stillhouse import` to its argument parser."""
     parser.add_argument("source", metavar="SOURCE", help="a diffusers directory, or owner/name on the hub")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="pipeline directory to create")
     parser.add_argument("--name", help="name of the pipeline; default: the directory's name")
@@ -20,7 +20,7 @@ def declare(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    """Import the model and print its directory and size."""
+    """Convert the diffusers model, write the pipeline, print its directory and size, and return exit code 0."""
     options = ImportOptions(
         name=arguments.name, loras=tuple(arguments.lora), dtype=arguments.dtype, force=arguments.force
     )

@@ -1,4 +1,8 @@
-"""`stillhouse judge NAME...`: evaluate a pipeline with the oracle of Shapes, or students against their teacher."""
+"""`stillhouse judge NAME...`: measure how well pictures show what their prompts ask for.
+
+An embedded model is scored by a program (oracle) that finds the shapes in a picture. With --against, distilled students
+are compared with their teacher.
+"""
 
 import json
 from argparse import ArgumentParser, Namespace
@@ -33,7 +37,7 @@ TEACHER_STEPS = 35
 
 
 def declare(parser: ArgumentParser) -> None:
-    """Declare the options of `judge`."""
+    """Add the options of `stillhouse judge` to its argument parser."""
     parser.add_argument("names", nargs="+", metavar="NAME_OR_DIR", help="model name or pipeline directory")
     parser.add_argument(
         "--against", metavar="TEACHER", help="compare students with the pipeline that they were distilled from"
@@ -57,14 +61,14 @@ def declare(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    """Evaluate the pipelines, print the table, and write the requested files."""
+    """Evaluate a pipeline, or students against their teacher, print the results, write requested files; return 0."""
     return _compare_with_teacher(arguments) if arguments.against else _score_alone(arguments)
 
 
 def _score_alone(arguments: Namespace) -> int:
     if len(arguments.names) > 1 or any((arguments.out, arguments.prompts, arguments.clip, arguments.inception)):
-        problem = "several pipelines, --out, --prompts, --clip or --inception without --against"
-        raise InvalidRequest(problem, fix="name the teacher with --against")
+        problem = "several pipelines, --out, --prompts, --clip or --inception were given without --against"
+        raise InvalidRequest(problem, fix="name the teacher with --against TEACHER")
     pipeline = open_pipeline(arguments.names[0], arguments)
     request = _make_request(pipeline.manifest.distilled, arguments)
     with show_progress() as report:
@@ -85,7 +89,8 @@ def _make_request(distilled: Distilled | None, arguments: Namespace) -> ImageReq
 
 def _compare_with_teacher(arguments: Namespace) -> int:
     if arguments.captions <= NEIGHBOURS:
-        raise InvalidRequest(f"{arguments.captions} captions", allowed=f"{NEIGHBOURS + 1} or more, for set metrics")
+        problem = f"--captions {arguments.captions} is too small for metrics that compare sets of pictures"
+        raise InvalidRequest(problem, allowed=f"{NEIGHBOURS + 1} or more")
     teacher = _teacher_variant(arguments)
     default_guidance = teacher.pipeline.manifest.defaults.guidance
     guidance = default_guidance if arguments.guidance is None else arguments.guidance
@@ -124,7 +129,7 @@ def _evaluation_prompts(arguments: Namespace, teacher: Pipeline) -> CaptionSet:
             raise InvalidRequest(problem, fix="give prompts: --prompts FILE")
         return shapes_caption_set(arguments.captions)
     prompts = read_prompts(arguments.prompts)
-    # A file with too few prompts is used several times. Each picture has a seed of its own.
+    # Prompts are repeated where the file has too few. Pictures still differ, because each has a seed of its own.
     return CaptionSet(tuple(prompts[number % len(prompts)] for number in range(arguments.captions)))
 
 

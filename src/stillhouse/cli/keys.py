@@ -14,7 +14,7 @@ from stillhouse.serve.store.database import connect
 
 
 def declare(parser: ArgumentParser) -> None:
-    """Add the options of `keys`."""
+    """Add the options of `stillhouse keys` to its argument parser."""
     parser.add_argument("action", choices=("add", "list", "revoke"))
     parser.add_argument("name", nargs="?", metavar="NAME", help="name of the key to revoke")
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings file of the server")
@@ -28,12 +28,15 @@ def declare(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    """Add a key and print it once, list all keys, or revoke one."""
+    """Add an API key, list all keys, or revoke a key, in the server's database; return exit code 0.
+
+    A new key is printed. It cannot be shown again later, because the database stores only its hash.
+    """
     if arguments.name and arguments.action != "revoke":
         raise InvalidRequest(
-            f"{arguments.action} {arguments.name}",
-            allowed=arguments.action,
-            fix="key names are generated; leave the name out",
+            f"`keys {arguments.action}` takes no name, but {arguments.name} was given",
+            allowed="a name only for `keys revoke`",
+            fix="leave the name out; names of new keys are generated",
         )
     settings = read_server_settings(arguments.config) if arguments.config else ServerSettings()
     connection = connect(Path(arguments.data or settings.data))
@@ -45,7 +48,10 @@ def run(arguments: Namespace) -> int:
             print(add_key(connection, tier, is_admin=arguments.admin, **limits))
         elif arguments.action == "revoke":
             if not arguments.name:
-                raise InvalidRequest("revoke without the name of a key", fix="see stillhouse keys list")
+                raise InvalidRequest(
+                    "`keys revoke` needs the name of a key, but none was given",
+                    fix="`stillhouse keys list` shows the names",
+                )
             revoke_key(connection, arguments.name)
         else:
             head = ["key", "tier", "created", "state", *LIMITS]

@@ -1,4 +1,4 @@
-"""`stillhouse models`: list the embedded models."""
+"""`stillhouse models`: list the models that this package contains (embedded models)."""
 
 import math
 from argparse import ArgumentParser, Namespace
@@ -15,11 +15,11 @@ _HEADINGS = ["name", "parameters", "on disk", "image size", "steps", "licence", 
 
 
 def declare(parser: ArgumentParser) -> None:
-    """Add no options."""
+    """Add nothing to the argument parser of `stillhouse models`, which has no options."""
 
 
 def run(arguments: Namespace) -> int:
-    """Print a row per model from its manifest and weight files."""
+    """Print a table of the embedded models, with size, default steps and score of each; return exit code 0."""
     print(format_table(_HEADINGS, [_row(name, directory) for name, directory in EMBEDDED.items()]))
     return 0
 
@@ -45,7 +45,11 @@ def _count_parameters(directory: Path, manifest: Manifest) -> int:
 
 
 def _format_score(evidence: Mapping[str, Any]) -> str:
-    """Format the score that `stillhouse judge` measured after the model's training."""
+    """Return the recorded score of a model as text: the share of pictures that show all that their captions ask for.
+
+    Args:
+        evidence: measurements in the model's manifest, by command; the score is that of `stillhouse judge`.
+    """
     if "judge" not in evidence:
         return "not measured"
     share = evidence["judge"]["scores"]["all_correct"]

@@ -1,4 +1,4 @@
-"""Loading of pipelines for commands of the command line, with a cache of compiled networks."""
+"""Loading of pipelines for the commands, with a directory that caches compiled networks."""
 
 import os
 from argparse import Namespace
@@ -9,21 +9,29 @@ from stillhouse.pipelines.load import find_pipeline, load
 from stillhouse.pipelines.pipeline import Pipeline
 
 MAX_CACHED_WEIGHTS = 64 << 20
-"""Largest total size in bytes of a pipeline's weights for which compiled networks are cached.
+"""Largest total size in bytes of a pipeline's weights for which compiled networks are cached on disk.
 
 The cache holds a compiled network for each precision, thread count and static size, each as large as the weights.
-Compilation dominates the load time of small networks only.
+Larger pipelines are not cached, because compilation dominates the load time of small networks only.
 """
 
 
 def open_pipeline(model: str, arguments: Namespace) -> Pipeline:
-    """Load a pipeline by name or directory with the options of `add_engine_options`."""
+    """Load a pipeline, with compiled networks from the cache if it is small.
+
+    Args:
+        model: name of an embedded model, or a pipeline directory.
+        arguments: options of `arguments.add_engine_options`: backend, precision, threads, verify.
+    """
     weights = sum(path.stat().st_size for path in find_pipeline(model).rglob("*.safetensors"))
     return load(model, cache=compile_cache() if weights <= MAX_CACHED_WEIGHTS else None, **engine_options(arguments))
 
 
 def compile_cache() -> Path | None:
-    """Return the directory of compiled networks, creating it if needed; None if it is not writable."""
+    """Return the directory in which compiled networks are cached, and create it if needed; None if it is not writable.
+
+    The directory is inside $XDG_CACHE_HOME, or inside ~/.cache where that variable is not set.
+    """
     base = os.environ.get("XDG_CACHE_HOME")
     directory = Path(base) if base else Path.home() / ".cache"
     directory = directory / "stillhouse" / "compiled"

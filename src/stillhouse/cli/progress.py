@@ -1,4 +1,4 @@
-"""Progress bar on standard error, shown only on a terminal."""
+"""Progress bar on standard error, which is shown only if standard error is a terminal."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -6,12 +6,15 @@ from contextlib import contextmanager
 from typing import TypeAlias
 
 ProgressCallback: TypeAlias = Callable[[str, float, float], None]
-"""Called with a description, the completed amount and the total."""
+"""Function that shows progress. Its arguments: a description of the work, the completed amount, the total amount."""
 
 
 @contextmanager
 def show_progress() -> Iterator[ProgressCallback]:
-    """Yield a callback that updates a progress bar. The bar disappears at the end."""
+    """Show a progress bar during the context, and yield the function that updates it.
+
+    If standard error is not a terminal, no bar is shown and the function does nothing.
+    """
     if not sys.stderr.isatty():
         yield lambda description, done, total: None
         return
@@ -24,8 +27,8 @@ def show_progress() -> Iterator[ProgressCallback]:
         TaskProgressColumn(),
         TimeRemainingColumn(compact=True),
     )
-    # On a terminal, rich prints the lines of stdout above the bar. Redirected stdout must not pass through rich, which
-    # would print its lines on the terminal.
+    # If stdout is the terminal, rich must print its lines above the bar. If stdout is redirected to a file, rich must
+    # not touch it, because rich would print the lines on the terminal instead.
     above = sys.stdout.isatty()
     with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=above) as bar:
         task = bar.add_task("", total=None)

@@ -17,7 +17,7 @@ _SETTINGS_OPTIONS = ("host", "port", "data", "policy", "memory", "backend", "pre
 
 
 def declare(parser: ArgumentParser) -> None:
-    """Add the options of `serve`, which override the settings file."""
+    """Add the options of `stillhouse serve`, which override values of the settings file, to its argument parser."""
     parser.add_argument(
         "tiers",
         nargs="*",
@@ -44,14 +44,14 @@ def declare(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    """Serve until SIGINT or SIGTERM arrives."""
+    """Run the server until the signal SIGINT or SIGTERM arrives, then return exit code 0."""
     configure_logging(arguments.log or ("text" if sys.stderr.isatty() else "json"))
     run_server(make_server_settings(arguments), compile_cache(), _print_addresses)
     return 0
 
 
 def make_server_settings(arguments: Namespace) -> ServerSettings:
-    """Return the settings of the file, overridden by the options."""
+    """Return the server's settings: those of the file --config, in which options of the command line replace values."""
     settings = read_server_settings(arguments.config) if arguments.config else ServerSettings()
     options: dict[str, Any] = {name: getattr(arguments, name) for name in (*_SETTINGS_OPTIONS, "keys")}
     settings = replace(settings, **{name: value for name, value in options.items() if value is not None})
@@ -61,7 +61,9 @@ def make_server_settings(arguments: Namespace) -> ServerSettings:
 
 
 def parse_tier(text: str) -> tuple[str, str]:
-    """Parse a tier and its pipeline; the default tier name is "model".
+    """Parse TIER=PIPELINE, and return the name of the tier (class of users) and its pipeline.
+
+    Without `TIER=`, the name of the tier is "model".
 
     >>> parse_tier("pro=./my-model"), parse_tier("shapes")
     (('pro', './my-model'), ('model', 'shapes'))
@@ -70,7 +72,9 @@ def parse_tier(text: str) -> tuple[str, str]:
     if not equals:
         return "model", text
     if not name.isidentifier() or not pipeline:
-        raise ArgumentTypeError(f"{text!r}; allowed: TIER=PIPELINE, for example pro=./my-model")
+        raise ArgumentTypeError(
+            f"{text!r} is not a tier with a pipeline; allowed: TIER=PIPELINE, for example pro=./my-model"
+        )
     return name, pipeline
 
 

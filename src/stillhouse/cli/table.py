@@ -1,10 +1,10 @@
-"""Plain-text tables."""
+"""Tables as plain text for the terminal."""
 
 from collections.abc import Sequence
 
 
 def format_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table with columns as wide as their widest cell, two spaces apart.
+    """Return a table as lines of text: the headings, then the rows, with columns aligned left and two spaces apart.
 
     >>> print(format_table(["name", "seconds"], [["ddim", "1.2"]]))
     name  seconds
