@@ -83,7 +83,7 @@ class Sweep(SweepState):
     """A sweep (measurement of all candidates) whose report is written to `report.json` after every change."""
 
     def __init__(self, workspace: Workspace, options: AccelerateOptions, on_progress: ProgressCallback) -> None:
-        start_time = monotonic()  # the budget includes the time to query the backends
+        start_time = monotonic()  # read before the backends are queried, because the time budget includes the query
         self.backends = _select_backends(options)
         self.components = _select_components(workspace, options)
         super().__init__(workspace, options, load_or_create_report(workspace, options), on_progress)

@@ -89,7 +89,7 @@ class AutoAccelerationConfig:
         inputs: shapes by input name; empty: the graph's own shapes, and inferred lengths of dynamic axes.
         outputs: shapes by output name; may be empty.
         precision: precisions and quantizations to try, out of PRECISIONS; empty: all that apply to the model.
-        goal: objective of the choice among the measured candidates; None: not given.
+        goal: objective of the choice among the measured configurations; None: not given.
         tolerance: limits on accuracy and memory of the choice.
         iterations: number of timing rounds; None: time until the confidence interval of the speed-up is narrow.
         probe: path of an .npz file of inputs (see `inputs.read_npz_inputs`), or ONES; None: inputs are generated.

@@ -28,7 +28,9 @@ _ELEMENTWISE_OPS = {
     "QuantizeLinear",
     "DequantizeLinear",
 }
-"""Operators whose output has the same axes as their input, so that a length required after them holds before them."""
+"""Operators whose output has the axes of their first input. What a later node requires of an axis therefore holds for
+this input, too.
+"""
 _PASS_THROUGH_OPS = _ELEMENTWISE_OPS | {
     "Reshape",
     "Unsqueeze",

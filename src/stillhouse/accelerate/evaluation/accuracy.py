@@ -43,7 +43,9 @@ def compare_probes(reference: Sequence[Probe], outputs: Sequence[Probe]) -> dict
     pooled: dict[str, tuple[list[Array], list[Array]]] = {}
     for expected, actual in zip(reference, outputs, strict=True):
         if expected.feeds.keys() != actual.feeds.keys():
-            raise ValueError(f"the outputs are {', '.join(actual.feeds)}, not {', '.join(expected.feeds)}")
+            raise ValueError(
+                f"the network's outputs are {', '.join(actual.feeds)}; the baseline's are {', '.join(expected.feeds)}"
+            )
         for name, tensor in expected.feeds.items():
             if tensor.shape != actual.feeds[name].shape:
                 raise ValueError(
@@ -139,8 +141,8 @@ def judge_trial(trial: Trial, bounds: Bounds) -> Trial:
     """Return a copy of a trial (measurements of a candidate) with its verdict as `status` and `reason`.
 
     The status is "rejected" where a bound is violated. It is "skipped" where a check is missing: for a network whose
-    pictures were not compared, and for a student or other sampling options where fewer than FULL_PICTURES pictures were
-    scored. Otherwise it is "accepted". Baseline pipelines, which are only references, are returned unchanged.
+    pictures were not compared, and for a distilled student or other sampling options where fewer than FULL_PICTURES
+    pictures were scored. Otherwise it is "accepted". Reference pipelines are returned unchanged.
     """
     if trial.candidate.recipe == "baseline":
         return trial
@@ -169,9 +171,9 @@ def judge_trial(trial: Trial, bounds: Bounds) -> Trial:
 
 
 def is_visually_exact(trial: Trial) -> bool:
-    """Return whether a network's output errors are too small to be visible in a picture: at least EXACT_SQNR.
+    """Return whether the lowest SQNR of a network's outputs is at least EXACT_SQNR, so that no error is visible.
 
-    Pictures of such a candidate need not be compared.
+    Pictures of such a candidate need not be compared. The result is False where no outputs were compared.
     """
     return trial.worst_fidelity is not None and trial.worst_fidelity.sqnr >= EXACT_SQNR
 

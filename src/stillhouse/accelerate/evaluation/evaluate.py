@@ -160,7 +160,8 @@ def evaluate(
         trial = replace(trial, fidelity=compare_probes(expected, outputs))
         trial = _measure_latency(trial, process, baseline, context)
         trial = _check_large_batch(trial, process, expected, context)
-        if not process.is_alive:  # A large batch may crash the process; checks at smaller batches can still pass.
+        # A large batch may have crashed the process. It is started again, because later checks use smaller batches.
+        if not process.is_alive:
             process.kill()
             process = _reopen(process.task, context, _baseline_processes(baseline))
         samples = None
@@ -400,11 +401,11 @@ def _compare_samples(
 
 
 def _write_reproduce_script(folder: Path, root: Path) -> str:
-    """Write a Python script that measures the candidate of a folder again.
+    """Write a Python script that measures a candidate again, and return its path relative to `root`.
 
     Args:
-        folder: folder of the candidate's measurements, which contains the task file.
-        root: directory that the returned path of the script is relative to.
+        folder: folder of the candidate's measurements, in which the script is written beside the task file.
+        root: working directory of `stillhouse accelerate`.
     """
     path = folder / REPRODUCE_FILE
     path.write_text(

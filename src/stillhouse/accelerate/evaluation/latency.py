@@ -24,7 +24,7 @@ class TimingBudget:
 
     Args:
         min_rounds, max_rounds: number of rounds. Three rounds suffice where a round takes LONG_ROUND_SECONDS or more.
-        interval_width: timing ends once half the speed-up's 95 % interval is at most this share of the speed-up.
+        interval_width: timing ends once half the width of the speed-up's 95 % interval is at most this share of it.
         seconds: time after which no new round begins, once there were `min_rounds`.
         early_stop_ratio: timing ends once the speed-up's whole 95 % interval is below this value.
     """

@@ -1,4 +1,4 @@
-"""Repetition of a measurement of `stillhouse accelerate`, called by the script `reproduce.py` that each one leaves."""
+"""Repetition of a measurement of `stillhouse accelerate`, for the script `reproduce.py` beside each measurement."""
 
 from dataclasses import replace
 from pathlib import Path

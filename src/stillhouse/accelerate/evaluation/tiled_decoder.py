@@ -19,7 +19,7 @@ class TiledDecoder:
     Args:
         runner: the decoder that is called for each tile.
         tile: side of a tile in pixels.
-        downscale: side of the pixel area of one latent, in pixels.
+        downscale: ratio of a picture's side to the side of its latents, for example 8.
     """
 
     runner: Runner

@@ -1,1 +1,1 @@
-"""Records of a sweep as frozen dataclasses: candidates (what to measure), trials (measurements) and the report."""
+"""Records of `stillhouse accelerate` as dataclasses: candidates (what to measure), trials (measurements), report."""

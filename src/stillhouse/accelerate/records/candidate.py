@@ -10,7 +10,7 @@ DECODER = "decoder"
 NETWORK = "network"
 """Component name of a single ONNX file that is accelerated without a pipeline."""
 PIPELINE = "pipeline"
-"""Component name of candidates that change how whole pictures are made (sampling variants, students)."""
+"""Component name of candidates for the whole pipeline: other sampling options, or a distilled student in its place."""
 GRAPH_RECIPES = ("f16", "fp8-static", "int8-static", "int8-dynamic", "uint8-dynamic", "int8-weights", "int4-weights")
 """Recipes (conversions of a network) that write a new graph. Candidates of other recipes open an existing graph."""
 DISTILLED = "distilled"
@@ -67,7 +67,7 @@ class Candidate:
 
     @property
     def makes_graph(self) -> bool:
-        """Return whether the recipe builds a new graph from the component's own graph."""
+        """Return whether a new graph must be built, for example by quantization, before the candidate can be opened."""
         return self.recipe not in _OTHER_RECIPES
 
     @property
@@ -88,7 +88,7 @@ class Candidate:
 
     @property
     def artifact_key(self) -> str:
-        """Return a name for the folder of the graph that the recipe builds; candidates of equal graphs share it."""
+        """Return a name for the folder of the graph that is built for the candidate; equal graphs have equal names."""
         return self._folder_name((self.keep, self.options["student"]) if self.recipe == DISTILLED else self.keep)
 
     def _folder_name(self, facts: object) -> str:

@@ -1,4 +1,4 @@
-"""The report of a sweep: measurements of all candidates, and the chosen candidates.
+"""The report of a sweep (run of `stillhouse accelerate`): measurements of all candidates, and the chosen candidates.
 
 `report.json` stores the report. The HTML page, the spreadsheet and the terminal output are made from this file.
 """
@@ -133,7 +133,7 @@ class Report:
         """
         trials = [trial for trial in self.trials_of(component) if trial.candidate.key == key]
         if not trials:
-            raise KeyError(f"{component} {key}")
+            raise KeyError(f"the report has no measurements of {component} with the key {key}")
         return trials[0]
 
 
@@ -168,4 +168,4 @@ def read_report(directory: Path) -> Report:
     try:
         return convert(Report, document)
     except InvalidDocument as error:
-        raise PipelineError(f"{path} is broken: {error}", fix=fix) from None
+        raise PipelineError(f"{path} is not a valid report: {error}", fix=fix) from None

@@ -79,10 +79,10 @@ def other_samplers(options: Mapping[str, str]) -> Iterator[Mapping[str, str]]:
 
 
 def combine_levels(passing: Mapping[str, Sequence[Mapping[str, str]]]) -> list[Mapping[str, str]]:
-    """Return all combinations of sampling options with at most one setting of each axis; each has at least one setting.
+    """Return all combinations of sampling options with at most one setting of each kind, except the empty combination.
 
     Args:
-        passing: for each axis, the settings to combine, as options by name.
+        passing: the settings to combine, as options by name, for each kind (search axis), such as "steps".
     """
     choices = [[{}, *levels] for levels in passing.values()]
     merged = [{name: value for part in parts for name, value in part.items()} for parts in product(*choices)]

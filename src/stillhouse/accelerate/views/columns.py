@@ -173,4 +173,5 @@ SPREADSHEET_COLUMNS = (
         "chosen", "@", "yes for the chosen candidate of its component", lambda row: "yes" if row.chosen else None
     ),
 )
-"""Columns of the spreadsheet in order. Columns after `mae` do not exist in the spreadsheet of Auto-Acceleration."""
+"""Columns of the spreadsheet, in order, after the first one. Those after `mae` do not exist in Auto-Acceleration's.
+"""
