@@ -51,7 +51,7 @@ def test_a_sweep_is_found_again_by_its_source(tmp_path: Path) -> None:
 def test_a_directory_of_another_model_is_left_alone(tmp_path: Path) -> None:
     prepare_workspace("shapes", tmp_path / "out")
     before = sorted((tmp_path / "out").rglob("*"))
-    with pytest.raises(InvalidRequest, match="contains a sweep of shapes"):
+    with pytest.raises(InvalidRequest, match="contains measurements of shapes"):
         prepare_workspace(str(detector(tmp_path / "detector.onnx")), tmp_path / "out")
     assert sorted((tmp_path / "out").rglob("*")) == before
 

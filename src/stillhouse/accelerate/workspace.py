@@ -53,7 +53,7 @@ class WorkspaceComponent:
 
     @property
     def has_dynamic_batch(self) -> bool:
-        """Return whether every input has a first axis, and its length is dynamic."""
+        """Return whether every input of the network has a first axis of dynamic length."""
         return all(axes and not isinstance(axes[0], int) for axes in self.signature.inputs.values())
 
 
@@ -179,14 +179,16 @@ def _needs_copy(directory: Path, source: Path, identity: str) -> bool:
     if not directory.is_dir() or not any(directory.iterdir()) or any(directory.glob(f"{_STAGING}*")):
         return True
     if directory.resolve() == source.resolve():
-        raise InvalidRequest(f"{directory} is the source itself", allowed="another directory")
+        raise InvalidRequest(f"{directory} is the source itself", allowed="an output directory other than the source")
     allowed = "a new or empty directory, or the directory of an earlier sweep of the same model"
     try:
         earlier: dict[str, str] = json.loads((directory / TRIALS / SOURCE_FILE).read_bytes())
     except (OSError, ValueError):
-        raise InvalidRequest(f"{directory} is not empty and contains no sweep", allowed=allowed) from None
+        raise InvalidRequest(
+            f"{directory} is not empty and contains no earlier measurements", allowed=allowed
+        ) from None
     if earlier["identity"] != identity:
-        message = f"{directory} contains a sweep of {earlier['name']}, not of {source}"
+        message = f"{directory} contains measurements of {earlier['name']}, not of {source}"
         raise InvalidRequest(message, allowed=allowed, fix="use another directory")
     return False
 

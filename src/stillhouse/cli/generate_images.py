@@ -35,8 +35,8 @@ def generate_images(
     Args:
         pipeline: pipeline to run.
         requests: image requests with all defaults filled in, from `Pipeline.resolve`.
-        report: called after each step with the prompt, the number of finished images (a fraction includes the present
-            image), and the total number of images.
+        report: called before an image and after each of its steps, with the prompt, the number of finished images (a
+            fraction counts the finished part of the present image), and the total number of images.
     """
     for number, resolved in enumerate(requests):
         trajectory = pipeline.start(resolved)

@@ -124,7 +124,8 @@ def _evaluation_prompts(arguments: Namespace, teacher: Pipeline) -> CaptionSet:
         size = teacher.manifest.defaults.width, teacher.manifest.defaults.height
         if size != (CANVAS, CANVAS):
             problem = (
-                f"{teacher.manifest.name} generates {size[0]}x{size[1]} pixels, which the oracle of Shapes cannot score"
+                f"{teacher.manifest.name} generates {size[0]}x{size[1]} pixels; without --prompts, only pictures of "
+                f"{CANVAS}x{CANVAS} pixels can be scored"
             )
             raise InvalidRequest(problem, fix="give prompts: --prompts FILE")
         return shapes_caption_set(arguments.captions)

@@ -1,4 +1,4 @@
-"""The choice: the best measured candidate within the bounds. Nothing is measured here; all values are in the report."""
+"""The choice of the best measured candidate (backend, precision, options) within the bounds, from a report's values."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping

@@ -42,8 +42,8 @@ def select_finalists(trials: Sequence[Trial], memory_limit: int | None = None) -
 
     Args:
         trials: measurements of all candidates of a network.
-        memory_limit: bytes that the candidates may take together, or fewer are returned, but at least one; None: no
-            limit.
+        memory_limit: bytes that the returned candidates may take together. The slowest are dropped until the limit
+            holds, but at least one is returned. None: no limit.
     """
     best = best_trial(trials, "latency")
     if best is None or best.ratio is None:

@@ -53,7 +53,7 @@ class TradeoffMark:
         row: the candidate's row of the report.
         x, y: position of the mark.
         low, high: x of the ends of the speed-up's 95 % interval.
-        family: index of the candidate's backend in `TradeoffPlot.backends`, which decides the mark's colour.
+        family: index of the candidate's backend in `TradeoffPlot.backends`, which decides the mark's shape and colour.
         on_front: whether the candidate is on the Pareto front of the accepted candidates.
         tooltip: name and values of the candidate in one line.
         label: label with the candidate's name; None where the mark has no label.
@@ -175,7 +175,7 @@ def _interval_ends(point: _TradeoffPoint) -> tuple[float, float]:
 
 
 def _find_front(points: Sequence[_TradeoffPoint]) -> list[_TradeoffPoint]:
-    """Return the accepted points than which no other accepted point is faster and more accurate, slowest first."""
+    """Return the accepted points on the Pareto front of speed-up and accuracy, slowest first."""
     front: list[_TradeoffPoint] = []
     for point in sorted(points, key=lambda point: (-point.speed, -point.quality)):
         if point.row.accepted and (not front or point.quality > front[-1].quality):
