@@ -184,9 +184,8 @@ def _needs_copy(directory: Path, source: Path, identity: str) -> bool:
     try:
         earlier: dict[str, str] = json.loads((directory / TRIALS / SOURCE_FILE).read_bytes())
     except (OSError, ValueError):
-        raise InvalidRequest(
-            f"{directory} is not empty and contains no earlier measurements", allowed=allowed
-        ) from None
+        message = f"{directory} is not empty and contains no earlier measurements"
+        raise InvalidRequest(message, allowed=allowed, fix="use another directory") from None
     if earlier["identity"] != identity:
         message = f"{directory} contains measurements of {earlier['name']}, not of {source}"
         raise InvalidRequest(message, allowed=allowed, fix="use another directory")

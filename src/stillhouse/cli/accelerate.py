@@ -222,7 +222,7 @@ def _check_network(graph: Path, options: AccelerateOptions, config: AutoAccelera
 
 
 def merge_bounds(before: Bounds, overrides: Bounds) -> Bounds:
-    """Return a copy of the bounds `before` in which every bound that `overrides` sets (not None) is replaced."""
+    """Return a copy of the bounds `before`, in which values of `overrides` that are not None replace earlier values."""
     values = {field.name: getattr(overrides, field.name) for field in fields(overrides)}
     return replace(before, **{name: value for name, value in values.items() if value is not None})
 

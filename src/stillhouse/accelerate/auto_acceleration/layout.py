@@ -43,18 +43,18 @@ def find_layout(root: Path) -> ProjectLayout:
     elif root.is_file():
         inputs, config = root.absolute().parent.parent, root
     else:
-        raise InvalidRequest(f"{root} does not exist", allowed=f"a project of {_EXPECTED}")
+        raise InvalidRequest(f"{root} does not exist", allowed=f"a config file, or a directory with {_EXPECTED}")
     return ProjectLayout(config, _find_model(inputs / _MODEL), inputs.parent / _OUTPUT)
 
 
 def _find_model(models: Path) -> Path:
     fix = "pass the model explicitly: stillhouse accelerate MODEL.onnx --config CONFIG.yml -o DIR"
     if not models.is_dir():
-        raise InvalidRequest(f"the directory {models} does not exist", allowed=f"a project of {_EXPECTED}", fix=fix)
+        raise InvalidRequest(f"the directory {models} does not exist", allowed=f"a project with {_EXPECTED}", fix=fix)
     # Files with a leading dot are left out, because macOS adds a file `._NAME`, which is no model, to a copied file.
     paths = sorted(path for path in models.glob("*.onnx") if path.is_file() and not path.name.startswith("."))
     if not paths:
-        raise InvalidRequest(f"{models} contains no .onnx file", allowed=f"a project of {_EXPECTED}", fix=fix)
+        raise InvalidRequest(f"{models} contains no .onnx file", allowed=f"a project with {_EXPECTED}", fix=fix)
     if len(paths) > 1:
         names = ", ".join(path.name for path in paths)
         raise InvalidRequest(f"{models} contains {len(paths)} models: {names}", allowed="exactly one model", fix=fix)

@@ -58,7 +58,7 @@ def calibration_requests(manifest: Manifest, user_requests: Sequence[ImageReques
     """Return the image requests during which the inputs of networks are recorded as calibration data.
 
     Args:
-        manifest: manifest of the pipeline; a heavy model (`is_heavy`) gets one request of few steps.
+        manifest: manifest of the pipeline; for a heavy model (`is_heavy`) there is only one request, of few steps.
         user_requests: the user's requests, used in place of default ones; empty: three default requests.
     """
     return shorten_requests(manifest, _resolve_requests(manifest, user_requests, _CALIBRATION_COUNT))
@@ -77,7 +77,7 @@ def comparison_requests(manifest: Manifest, user_requests: Sequence[ImageRequest
 def shorten_requests(manifest: Manifest, requests: Sequence[ImageRequest]) -> list[ImageRequest]:
     """Return the requests unchanged, or for a heavy model (`is_heavy`) only the first request, with few steps.
 
-    One picture of few steps is enough to compare networks.
+    The number of steps is kept where the request gives one. One picture of few steps is enough to compare networks.
     """
     if not is_heavy(manifest):
         return list(requests)

@@ -17,8 +17,9 @@ the smaller batches. On a CPU this applies only where a call takes more than LON
 _MAX_BATCH_GAIN = 2.0
 """Assumed maximum factor by which a larger batch may improve a candidate's speed relative to the other candidates."""
 _QUICK_OPEN_SECONDS, _QUICK_OPEN_SECONDS_GPU = 3.0, 60.0
-"""Maximum seconds to open a network and run it once, on a CPU and on a GPU, for the network to be opened again for
-another batch size. The limit for a GPU is higher because networks compile longer there, and batches matter more.
+"""A network is opened again for another batch size only if opening it and running it once takes less than these
+seconds, on a CPU and on a GPU. The limit for a GPU is higher because networks compile longer there, and batches matter
+more.
 """
 
 

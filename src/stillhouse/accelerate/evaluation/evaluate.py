@@ -101,7 +101,7 @@ class EvaluationContext:
             self.artifacts = self.folder / ARTIFACTS_FOLDER
 
     def make_task(self, candidate: Candidate) -> CandidateTask:
-        """Return what the process of a candidate needs: the candidate, its graph, inputs and folders."""
+        """Return the task for the process that measures a candidate: the candidate, its graph, inputs and folders."""
         return CandidateTask(
             candidate,
             str(self.graph),
@@ -373,7 +373,7 @@ def _largest_batch(trial: Trial, context: EvaluationContext) -> int:
 
 
 def process_timer(process: CandidateProcess, timeout: float) -> Callable[[int], float]:
-    """Return a function that runs a number of calls in a candidate's process, and returns their total seconds.
+    """Return a function that runs a number of calls of a network in another process, and returns their total seconds.
 
     Args:
         process: process in which the network is open.

@@ -17,7 +17,12 @@ SAMPLE_COUNT = 4
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CandidateSamples:
-    """Pictures of a candidate, uint8 [P, H, W, 3], and their final latents, float32 [P, C, h, w]."""
+    """Pictures generated with a candidate (configuration to measure), and their latents.
+
+    Args:
+        pictures: uint8 [P, H, W, 3].
+        latents: latents of the pictures after the last step, float32 [P, C, h, w].
+    """
 
     pictures: NDArray[np.uint8]
     latents: Array

@@ -1,6 +1,6 @@
 """Mixed precision: quantize a network again with some blocks left in float, because quantizing all was too inaccurate.
 
-A minimal set of blocks is searched with which the candidate is accurate enough.
+The search looks for a minimal set of blocks to keep in float with which the network is accurate enough.
 """
 
 import shutil

@@ -185,7 +185,7 @@ class PipelineProcesses:
     def evaluate(self, candidate: Candidate, count: int) -> Trial:
         """Measure a pipeline candidate next to BASELINE_PIPELINE, judge it, and add the result to the report.
 
-        Both generate the same pictures, which are compared, and are timed in the same rounds.
+        Both generate pictures of the same prompts and seeds, which are compared, and are timed in the same rounds.
 
         Args:
             candidate: an open candidate.

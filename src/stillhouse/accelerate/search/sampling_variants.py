@@ -48,8 +48,8 @@ def variant_candidate(options: Mapping[str, str]) -> Candidate:
 def list_search_axes(manifest: Manifest, can_cache: bool) -> list[SearchAxis]:
     """Return the kinds of sampling options to search for a pipeline, each with the settings to try.
 
-    The result is empty for a student that was distilled for fixed timesteps, because such a student supports neither
-    other steps, samplers nor feature caching.
+    The result is empty for a student that was distilled for fixed timesteps, because such a student supports no other
+    steps, no other samplers and no feature caching.
 
     Args:
         manifest: manifest of the pipeline.

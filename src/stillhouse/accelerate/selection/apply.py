@@ -165,7 +165,7 @@ def remove_leftovers(directory: Path, report: Report) -> None:
     """Remove files that were needed only for measuring: pictures and outputs of candidates, and graphs never timed.
 
     Graphs of measured candidates are kept, because `stillhouse choose` may choose one of them later. Outputs of the
-    baseline are kept, too, and also its pictures if the sweep can be resumed.
+    baseline are kept, too, and also its pictures if `stillhouse accelerate` was interrupted and can be resumed.
     """
     measured = {trial.artifact for trial in report.trials if trial.ratio}
     for name in _component_names(report):

@@ -27,12 +27,12 @@ class ReportRow:
 
     @property
     def name(self) -> str:
-        """Return the candidate's name without unprintable characters."""
+        """Return the name of the row's candidate (measured configuration), without unprintable characters."""
         return printable(self.trial.candidate.name)
 
     @property
     def reason(self) -> str:
-        """Return why the candidate has its status, without unprintable characters; empty for an accepted candidate."""
+        """Return why the row's candidate was not accepted, without unprintable characters; empty if it was accepted."""
         return printable(self.trial.reason)
 
     @property

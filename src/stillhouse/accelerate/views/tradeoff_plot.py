@@ -202,9 +202,9 @@ def _bounding_box(first: _Coordinate, second: _Coordinate) -> _Box:
 
 
 def _place_labels(marks: Sequence[TradeoffMark], lines: Sequence[_Box]) -> tuple[TradeoffMark, ...]:
-    """Return the marks with labels where there is free space for them.
+    """Return copies of the marks, with labels where there is free space.
 
-    Only the chosen candidate, the baseline and candidates on the Pareto front get a label, and are tried in this order.
+    Labels are placed for the chosen candidate, the baseline and the candidates on the Pareto front, in this order.
 
     Args:
         marks: marks of the plot.
