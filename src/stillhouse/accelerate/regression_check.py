@@ -98,7 +98,7 @@ def _evaluation_context(
         graph = directory / original_components(directory)[component].graph
     for path in (folder / PROBES_FILE, graph, directory / (recorded.graph or "")):
         if not path.is_file():
-            raise PipelineError(f"{path} is missing", fix="run the sweep again with `stillhouse accelerate`")
+            raise PipelineError(f"{path} is missing", fix="measure again with `stillhouse accelerate`")
     return EvaluationContext(
         folder=folder / RECHECK_FOLDER,
         artifacts=folder / ARTIFACTS_FOLDER,

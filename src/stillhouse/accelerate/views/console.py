@@ -78,7 +78,7 @@ def print_report(report: Report, console: "Console") -> None:
 
 
 def format_report(report: Report, width: int | None = None) -> str:
-    """Return the output of `print_report` as plain text.
+    """Return the tables and the summary of a report as plain text, as `print_report` prints them.
 
     Args:
         report: the report to print.
