@@ -14,7 +14,6 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 
-from stillhouse.accelerate.evaluation.latency import TimingBudget
 from stillhouse.accelerate.options import AccelerateOptions
 from stillhouse.accelerate.records.report import Report
 from stillhouse.accelerate.sweep import run_sweep
@@ -27,6 +26,7 @@ from stillhouse.errors import BackendFailed, ImportFailed
 from stillhouse.pipelines.manifest import read_manifest
 from stillhouse.pipelines.pipeline import Pipeline
 from stillhouse.pipelines.roles import DECODER, DENOISER, TEXT_ENCODERS
+from tests.accelerate.budgets import QUICK, QUICK_FINAL
 from tests.convert.families.toy_conversion import TOY, ToyDecoder, ToyTextEncoder, ToyTransformer
 from tests.pipelines.families import toy_family
 from tests.pipelines.families.networks import write_tokenizer
@@ -142,7 +142,8 @@ def test_it_is_accelerated(checkpoint: Path, tmp_path: Path) -> None:
         threads=1,
         timeout=120.0,
         budget=90.0,
-        timing_budget=TimingBudget(min_rounds=5, max_rounds=5),
+        timing_budget=QUICK,
+        final_timing_budget=QUICK_FINAL,
         requests=REQUESTS,
     )
     report = run_sweep(prepare_workspace(str(checkpoint), tmp_path / "out"), options)

@@ -9,13 +9,13 @@ import pytest
 from stillhouse.accelerate.calibration.calibration_data import Probe, write_probes
 from stillhouse.accelerate.evaluation.candidate_messages import TimeCalls
 from stillhouse.accelerate.evaluation.evaluate import EvaluationContext, evaluate
-from stillhouse.accelerate.evaluation.latency import TimingBudget
 from stillhouse.accelerate.options import AccelerateOptions
 from stillhouse.accelerate.records.candidate import Candidate
 from stillhouse.accelerate.records.report import Bounds, Report, read_report
 from stillhouse.accelerate.sweep import run_sweep
 from stillhouse.accelerate.workspace import prepare_workspace
 from stillhouse.pipelines.network import open_network
+from tests.accelerate.budgets import QUICK, QUICK_FINAL
 from tests.accelerate.networks import detector
 
 FAULTY = Path(__file__).parent / "faulty"
@@ -37,7 +37,8 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
                 memory_limit=1 << 30,
                 backends=("onnxruntime", *FAULTS),
                 recipes=("f32",),
-                timing_budget=TimingBudget(min_rounds=5, max_rounds=5),
+                timing_budget=QUICK,
+                final_timing_budget=QUICK_FINAL,
             ),
         )
     return folder / "faster", report
@@ -81,7 +82,8 @@ def test_a_batch_that_an_engine_cannot_run_ends_its_curve_and_nothing_else(
     options = AccelerateOptions(
         backends=("onnxruntime", "large_batch_error"),
         recipes=("f32",),
-        timing_budget=TimingBudget(min_rounds=5, max_rounds=5),
+        timing_budget=QUICK,
+        final_timing_budget=QUICK_FINAL,
     )
     (trial,) = (
         trial for trial in run_sweep(workspace, options).trials if trial.candidate.backend == "large_batch_error"
@@ -105,7 +107,7 @@ def test_an_engine_that_a_batch_is_too_much_for_is_there_again_for_what_is_left(
         probes,
         Bounds(),
         2,
-        timing_budget=TimingBudget(2, 2),
+        timing_budget=QUICK,
         measure_batches=True,
     )
     trial, baseline = evaluate(Candidate("network", "large_batch_crash"), context, None)

@@ -12,7 +12,6 @@ from onnx import TensorProto, numpy_helper
 from stillhouse.accelerate.calibration.calibration_data import PROBES_FILE
 from stillhouse.accelerate.calibration.record_calibration import record_pipeline_probes
 from stillhouse.accelerate.evaluation.evaluate import ARTIFACTS_FOLDER
-from stillhouse.accelerate.evaluation.latency import TimingBudget
 from stillhouse.accelerate.options import AccelerateOptions
 from stillhouse.accelerate.records.candidate import DECODER, NETWORK, PIPELINE, Candidate
 from stillhouse.accelerate.records.report import Bounds, Report, write_report
@@ -25,12 +24,12 @@ from stillhouse.cli import main
 from stillhouse.errors import PipelineError
 from stillhouse.measure.clock import Ratio
 from stillhouse.pipelines.manifest import MANIFEST, TRIALS, read_manifest, write_manifest
+from tests.accelerate.budgets import QUICK, QUICK_FINAL
 from tests.accelerate.networks import detector
 from tests.accelerate.trials import make_report, make_trial
 
 WIDE, FAST = Ratio(1.0, 0.0, 1e6), Ratio(1000.0, 900.0, 1100.0)
 """An interval that any machine reproduces, and one that none does."""
-QUICK = TimingBudget(min_rounds=3, max_rounds=3)
 STEPS = 2
 Swept = tuple[Path, Report]
 
@@ -40,7 +39,12 @@ def original_sweep(tmp_path_factory: pytest.TempPathFactory) -> Swept:
     """A sweep of the detector with int8 as its choice, whatever was fastest."""
     folder = tmp_path_factory.mktemp("recheck")
     options = AccelerateOptions(
-        backends=("onnxruntime",), recipes=("int8-static",), threads=1, timeout=120.0, timing_budget=QUICK
+        backends=("onnxruntime",),
+        recipes=("int8-static",),
+        threads=1,
+        timeout=120.0,
+        timing_budget=QUICK,
+        final_timing_budget=QUICK_FINAL,
     )
     report = run_sweep(prepare_workspace(str(detector(folder / "detector.onnx")), folder / "out"), options)
     (int8_trial,) = [trial for trial in report.trials if trial.artifact]
@@ -57,8 +61,8 @@ def swept(original_sweep: Swept, tmp_path: Path) -> Swept:
 
 def few_rounds(patch: pytest.MonkeyPatch) -> None:
     """Timings do not matter here: tests set the intervals."""
-    patch.setattr("stillhouse.accelerate.regression_check.TimingBudget", lambda **_: QUICK)
-    patch.setattr("stillhouse.accelerate.regression_check._ROUNDS", 3)
+    patch.setattr("stillhouse.accelerate.regression_check.TIMING_BUDGET", QUICK)
+    patch.setattr("stillhouse.accelerate.regression_check.PIPELINE_ROUNDS", 3)
 
 
 @pytest.fixture(autouse=True)
@@ -153,7 +157,7 @@ def test_what_is_missing_is_named(swept: Swept, which: str) -> None:
     }
     missing = directory / (files[which] or "")
     missing.unlink()
-    with pytest.raises(PipelineError, match=f"{missing} is missing; run the sweep again"):
+    with pytest.raises(PipelineError, match=f"{missing} is missing; measure again with `stillhouse accelerate`"):
         next(check_regression(directory, report))
     assert not (directory / TRIALS / NETWORK / RECHECK_FOLDER).exists()
 
@@ -180,10 +184,14 @@ def test_the_exit_code_says_whether_all_is_well(
 
 
 @pytest.mark.parametrize(
-    ("lack", "message"), [("probes", f"{PROBES_FILE} is missing"), ("choice", "nothing was chosen")]
+    ("lack", "message", "fix"),
+    [
+        ("probes", f"{PROBES_FILE} is missing", "measure again with `stillhouse accelerate`"),
+        ("choice", "nothing was chosen", "run `stillhouse choose` with other bounds"),
+    ],
 )
 def test_what_cannot_be_checked_is_explained(
-    swept: Swept, capsys: pytest.CaptureFixture[str], lack: str, message: str
+    swept: Swept, capsys: pytest.CaptureFixture[str], lack: str, message: str, fix: str
 ) -> None:
     directory, report = swept
     write_report(directory, replace(report, chosen={}) if lack == "choice" else report)
@@ -192,7 +200,7 @@ def test_what_cannot_be_checked_is_explained(
     assert main(["check", str(directory)]) == 2
     output = capsys.readouterr()
     assert output.out == ""
-    assert output.err.startswith("error: ") and message in output.err and "run the sweep again" in output.err
+    assert output.err.startswith("error: ") and message in output.err and fix in output.err
 
 
 def test_a_directory_may_be_named_from_where_one_is(swept: Swept, monkeypatch: pytest.MonkeyPatch) -> None:

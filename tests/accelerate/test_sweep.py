@@ -13,7 +13,7 @@ import pytest
 
 from stillhouse.accelerate.calibration.calibration_data import Probe, write_probes
 from stillhouse.accelerate.calibration.inputs import infer_shapes, plausible_inputs
-from stillhouse.accelerate.evaluation.latency import TimingBudget
+from stillhouse.accelerate.evaluation.latency import FINAL_BUDGET
 from stillhouse.accelerate.options import AccelerateOptions
 from stillhouse.accelerate.records.report import Bounds, Report, read_report, write_report
 from stillhouse.accelerate.search.candidates import BASELINE_BACKEND
@@ -22,11 +22,12 @@ from stillhouse.accelerate.workspace import prepare_workspace
 from stillhouse.backends.registry import open_runner
 from stillhouse.errors import InvalidRequest
 from stillhouse.pipelines.network import open_network
+from tests.accelerate.budgets import QUICK, QUICK_FINAL
 from tests.accelerate.networks import NETWORKS
 
 ENGINES = ("onnxruntime", "openvino")
-QUICK = TimingBudget(min_rounds=5, max_rounds=5)
-FEW = AccelerateOptions(backends=(BASELINE_BACKEND,), recipes=("f32",), threads=1, timeout=120.0, timing_budget=QUICK)
+ALL = AccelerateOptions(backends=ENGINES, timeout=120.0, timing_budget=QUICK, final_timing_budget=QUICK_FINAL)
+FEW = replace(ALL, backends=(BASELINE_BACKEND,), recipes=("f32",), threads=1)
 BOTH = replace(FEW, backends=ENGINES)
 
 
@@ -35,10 +36,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
     """A complete sweep of the detector with all recipes."""
     folder = tmp_path_factory.mktemp("sweep")
     graph = NETWORKS["detector"](folder / "detector.onnx")
-    report = run_sweep(
-        prepare_workspace(str(graph), folder / "out"),
-        AccelerateOptions(backends=ENGINES, timeout=120.0, timing_budget=QUICK),
-    )
+    report = run_sweep(prepare_workspace(str(graph), folder / "out"), ALL)
     return folder, report
 
 
@@ -81,7 +79,7 @@ def test_the_result_answers_as_the_source_does(swept: tuple[Path, Report]) -> No
 def test_a_second_run_measures_nothing_again(swept: tuple[Path, Report]) -> None:
     folder, report = swept
     workspace = prepare_workspace(str(folder / "detector.onnx"), folder / "out")
-    second_report = run_sweep(workspace, AccelerateOptions(backends=ENGINES, timeout=120.0, timing_budget=QUICK))
+    second_report = run_sweep(workspace, ALL)
     before = {
         trial.candidate.key: trial.seconds for trial in report.trials if trial.candidate.backend != BASELINE_BACKEND
     }
@@ -209,7 +207,8 @@ def test_a_killed_sweep_leaves_a_valid_directory_and_no_children(tmp_path: Path)
     while _children_of(tmp_path) and time.monotonic() < deadline:
         os.sched_yield()
     assert not _children_of(tmp_path)
-    whole = run_sweep(prepare_workspace(str(graph), tmp_path / "out"), replace(FEW, timing_budget=None, threads=None))
+    defaults = replace(FEW, timing_budget=None, final_timing_budget=FINAL_BUDGET, threads=None)
+    whole = run_sweep(prepare_workspace(str(graph), tmp_path / "out"), defaults)
     assert whole.finished and whole.chosen
 
 

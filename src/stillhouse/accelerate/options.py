@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from stillhouse.accelerate.calibration.prompts import has_oracle
-from stillhouse.accelerate.evaluation.latency import TimingBudget
+from stillhouse.accelerate.evaluation.latency import FINAL_BUDGET, TimingBudget
 from stillhouse.accelerate.records.candidate import DISTILLED, Candidate
 from stillhouse.accelerate.records.report import Bounds, Goal
 from stillhouse.accelerate.records.trial import Trial
@@ -48,6 +48,7 @@ class AccelerateOptions:
         backends: names of the backends to try; empty: all backends.
         recipes: names of quantization recipes or precisions to try; empty: all. The f32 baseline is always tried.
         timing_budget: number of rounds and seconds of each latency comparison; None: a default for each component.
+        final_timing_budget: number of rounds and seconds of the timing that decides between the fastest candidates.
         requests: images to generate for calibration and comparison; empty: captions or general prompts.
         students: names of distilled students to try in place of the pipeline, as `students.add_students` returns them.
         inputs: for a single ONNX file, an .npz file of inputs; None: inputs are generated.
@@ -70,6 +71,7 @@ class AccelerateOptions:
     backends: tuple[str, ...] = ()
     recipes: tuple[str, ...] = ()
     timing_budget: TimingBudget | None = None
+    final_timing_budget: TimingBudget = FINAL_BUDGET
     requests: tuple[ImageRequest, ...] = ()
     students: tuple[str, ...] = ()
     inputs: Path | None = None
@@ -125,6 +127,7 @@ def checksum_options(options: AccelerateOptions) -> str:
             if any(axis_range[0] != axis_range[1] for axis_range in options.shape_ranges.values())
             else {}
         ),
+        **({"final_timing_budget": options.final_timing_budget} if options.final_timing_budget != FINAL_BUDGET else {}),
         **({"rows": options.rows} if options.rows else {}),
         **({} if options.device == "auto" else {"device": options.device}),
     }

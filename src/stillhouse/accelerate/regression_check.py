@@ -24,7 +24,10 @@ from stillhouse.measure.clock import Ratio, run_interleaved
 from stillhouse.pipelines.manifest import TRIALS
 
 RECHECK_FOLDER = "rechecked"
-_ROUNDS = 10
+TIMING_BUDGET = TimingBudget(min_rounds=8, max_rounds=30, seconds=10.0)
+"""Limits of the comparison of one network with its baseline."""
+PIPELINE_ROUNDS = 10
+"""How often the whole pipeline and the f32 baseline pipeline are timed, in turns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +114,7 @@ def _evaluation_context(
         defaults=None if component == NETWORK else original_manifest(directory).defaults,
         threads=threads,
         memory_limit=resolve_memory_limit(report.memory_limit, report.machine),
-        timing_budget=TimingBudget(min_rounds=8, max_rounds=30, seconds=10.0),
+        timing_budget=TIMING_BUDGET,
         measure_batches=len(recorded.batch) > 1,
     )
 
@@ -168,7 +171,6 @@ def _check_pipeline(directory: Path, report: Report, threads: int | None) -> Reg
 
 
 def _time_against_baseline(processes: PipelineProcesses, candidate: Candidate, trial: Trial) -> Trial:
-    seconds = run_interleaved(
-        {pipeline.key: partial(processes.timer(pipeline), 1) for pipeline in (BASELINE_PIPELINE, candidate)}, _ROUNDS
-    )
+    timers = {pipeline.key: partial(processes.timer(pipeline), 1) for pipeline in (BASELINE_PIPELINE, candidate)}
+    seconds = run_interleaved(timers, PIPELINE_ROUNDS)
     return trial.with_timings(seconds[candidate.key], baseline_seconds=seconds[BASELINE_PIPELINE.key])

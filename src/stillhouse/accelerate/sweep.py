@@ -37,7 +37,7 @@ from stillhouse.accelerate.search.pipeline_search import search_pipelines
 from stillhouse.accelerate.search.students import copy_student_decoder, student_decoders
 from stillhouse.accelerate.selection.apply import apply_choice
 from stillhouse.accelerate.selection.choose import best_trial
-from stillhouse.accelerate.selection.runoff import FINAL_BUDGET, run_final
+from stillhouse.accelerate.selection.runoff import run_final
 from stillhouse.accelerate.state import ProgressCallback, SweepState
 from stillhouse.accelerate.workspace import Workspace, WorkspaceComponent, original_manifest
 from stillhouse.backends.registry import backends
@@ -182,7 +182,8 @@ class Sweep(SweepState):
                     self.add_trial(trial)
                 if component.name in HEAVY_COMPONENTS and self.seconds_left(share) > 0:
                     self.on_progress(f"{component.name}: final", 1, 1)
-                    timing_budget = replace(FINAL_BUDGET, seconds=min(FINAL_BUDGET.seconds, self.seconds_left(share)))
+                    final_budget = self.options.final_timing_budget
+                    timing_budget = replace(final_budget, seconds=min(final_budget.seconds, self.seconds_left(share)))
                     for trial in run_final(self.report.trials_of(component.name), context, baseline, timing_budget):
                         self.add_trial(trial)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from stillhouse.accelerate.evaluation.latency import MIN_ROUND_SECONDS, TimingBudget, calibrate_calls, compare_latency
+from stillhouse.accelerate.evaluation.latency import TimingBudget, calibrate_calls, compare_latency
 
 
 def constant_timer(seconds: float, calls_log: list[int] | None = None) -> Callable[[int], float]:
@@ -26,8 +26,8 @@ def test_equal_laps_settle_the_ratio_at_once() -> None:
 def test_short_calls_are_bundled_into_laps_of_a_fair_length() -> None:
     calls_log: list[int] = []
     compare_latency(constant_timer(1.0), constant_timer(0.001, calls_log), TimingBudget(min_rounds=2, max_rounds=2))
-    assert calls_log[-1] == pytest.approx(MIN_ROUND_SECONDS / 0.001, abs=1)
-    assert calibrate_calls(constant_timer(100.0)) == 1
+    assert calls_log[-1] == pytest.approx(TimingBudget().round_seconds / 0.001, abs=1)
+    assert calibrate_calls(constant_timer(100.0), 0.1) == 1
 
 
 def test_drift_that_both_feel_does_not_move_the_ratio() -> None:

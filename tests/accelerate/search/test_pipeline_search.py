@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from stillhouse.accelerate.evaluation.latency import TimingBudget
 from stillhouse.accelerate.evaluation.task import read_task
 from stillhouse.accelerate.options import AccelerateOptions
 from stillhouse.accelerate.records.candidate import PIPELINE
@@ -22,6 +21,7 @@ from stillhouse.images.png import read_picture
 from stillhouse.measure.clock import Timing
 from stillhouse.pipelines.load import load
 from stillhouse.pipelines.manifest import read_manifest
+from tests.accelerate.budgets import QUICK, QUICK_FINAL
 from tests.accelerate.trials import make_report, make_trial
 
 
@@ -32,7 +32,8 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
         backends=("onnxruntime", "openvino"),
         recipes=("f32",),
         components=("denoiser",),
-        timing_budget=TimingBudget(min_rounds=5, max_rounds=5),
+        timing_budget=QUICK,
+        final_timing_budget=QUICK_FINAL,
         budget=75.0,
     )
     return directory, run_sweep(prepare_workspace("shapes", directory), options)

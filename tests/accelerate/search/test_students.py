@@ -8,7 +8,6 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from stillhouse.accelerate.calibration.prompts import has_oracle, shorten_requests
-from stillhouse.accelerate.evaluation.latency import TimingBudget
 from stillhouse.accelerate.options import AccelerateOptions
 from stillhouse.accelerate.records.candidate import DECODER, DISTILLED, PIPELINE
 from stillhouse.accelerate.records.report import Bounds, Report
@@ -30,6 +29,7 @@ from stillhouse.fit.stage import FitResult
 from stillhouse.measure.clock import Ratio
 from stillhouse.pipelines.load import load
 from stillhouse.pipelines.manifest import ALWAYS_HASHED_BYTES, read_manifest, write_manifest
+from tests.accelerate.budgets import QUICK, QUICK_FINAL
 from tests.checkpoints import write_checkpoint
 
 PLAN = (999.0, 656.0, 342.0)
@@ -61,7 +61,8 @@ def swept(teacher: Path, taught: Path, tmp_path_factory: pytest.TempPathFactory)
         backends=("onnxruntime",),
         recipes=("int8-weights",),
         components=(DECODER,),
-        timing_budget=TimingBudget(min_rounds=3, max_rounds=3),
+        timing_budget=QUICK,
+        final_timing_budget=QUICK_FINAL,
         students=add_students(workspace, [str(taught)]),
     )
     return directory, run_sweep(workspace, options)
@@ -148,7 +149,7 @@ def test_a_sweep_goes_on_where_a_student_was_chosen(swept: tuple[Path, Report], 
     )
     again = run_sweep(
         prepare_workspace(str(teacher), directory),
-        replace(options, timing_budget=TimingBudget(min_rounds=3, max_rounds=3)),
+        replace(options, timing_budget=QUICK, final_timing_budget=QUICK_FINAL),
     )
     assert again.source == "tiny" and again.finished
     assert _statuses(again) == _statuses(report)

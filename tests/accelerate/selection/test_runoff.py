@@ -8,12 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillhouse.accelerate.evaluation.latency import TimingBudget
+from stillhouse.accelerate.evaluation.latency import FINAL_BUDGET, TimingBudget
 from stillhouse.accelerate.records.trial import Status, Trial
 from stillhouse.accelerate.selection.choose import best_trial
 from stillhouse.accelerate.selection.runoff import (
     BASELINE_KEY,
-    FINAL_BUDGET,
     MAX_FINALISTS,
     repeat_finals,
     select_finalists,

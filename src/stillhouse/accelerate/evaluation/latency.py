@@ -9,10 +9,6 @@ from stillhouse.measure.clock import Ratio, Timing, paired_ratio, summarise
 Timer = Callable[[int], float]
 """Function that runs the given number of calls one after the other, and returns their total seconds."""
 
-MIN_ROUND_SECONDS = 0.1
-"""Planned duration in seconds of one round of calls. Short rounds would be sensitive to clock resolution and
-interruptions.
-"""
 LONG_ROUND_SECONDS = 5.0
 """Duration of a round in seconds from which few rounds suffice, because a long round averages over interruptions."""
 _LONG_ROUNDS = 3
@@ -27,6 +23,10 @@ class TimingBudget:
         interval_width: timing ends once half the width of the speed-up's 95 % interval is at most this share of it.
         seconds: time after which no new round begins, once there were `min_rounds`.
         early_stop_ratio: timing ends once the speed-up's whole 95 % interval is below this value.
+        round_seconds: planned duration of one round of calls. Short rounds are sensitive to clock resolution and
+            interruptions.
+        openings: number of times that each network is opened in a new process, between which the rounds are divided.
+            Only the timing that decides between the fastest candidates opens networks again.
     """
 
     min_rounds: int = 5
@@ -34,6 +34,12 @@ class TimingBudget:
     interval_width: float = 0.03
     seconds: float = 2.5
     early_stop_ratio: float = 0.0
+    round_seconds: float = 0.1
+    openings: int = 1
+
+
+FINAL_BUDGET = TimingBudget(min_rounds=18, max_rounds=48, interval_width=0.02, seconds=120.0, openings=3)
+"""Limits of the side-by-side timing of the fastest candidates, which decides between them; see `selection.runoff`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +56,15 @@ class LatencyComparison:
     ratio: Ratio
 
 
-def calibrate_calls(timer: Timer) -> int:
-    """Return how many calls take MIN_ROUND_SECONDS together, at least 1.
+def calibrate_calls(timer: Timer, seconds: float) -> int:
+    """Return how many calls take the given seconds together, at least 1.
 
     The first call warms up and is not used, except that the result is 1 if it takes more than LONG_ROUND_SECONDS.
     Otherwise a second call is timed.
     """
     if timer(1) > LONG_ROUND_SECONDS:
         return 1
-    return max(1, round(MIN_ROUND_SECONDS / max(timer(1), 1e-6)))
+    return max(1, round(seconds / max(timer(1), 1e-6)))
 
 
 def compare_latency(
@@ -78,7 +84,7 @@ def compare_latency(
     2.0
     """
     start = clock()
-    calls = (calibrate_calls(baseline), calibrate_calls(candidate))
+    calls = (calibrate_calls(baseline, budget.round_seconds), calibrate_calls(candidate, budget.round_seconds))
     baseline_seconds: list[float] = []
     candidate_seconds: list[float] = []
     while len(baseline_seconds) < budget.max_rounds:

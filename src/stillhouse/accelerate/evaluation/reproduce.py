@@ -5,7 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from stillhouse.accelerate.evaluation.candidate_worker import CandidateWorker
-from stillhouse.accelerate.evaluation.latency import calibrate_calls
+from stillhouse.accelerate.evaluation.latency import TimingBudget, calibrate_calls
 from stillhouse.accelerate.evaluation.task import read_task
 from stillhouse.accelerate.records.candidate import DISTILLED
 
@@ -26,5 +26,5 @@ def reproduce(path: Path) -> None:
         print(task.candidate.name)
         print("build", worker.build())
         print("open", worker.open())
-        calls = calibrate_calls(worker.time_calls)
+        calls = calibrate_calls(worker.time_calls, TimingBudget().round_seconds)
         print(f"{1000 * worker.time_calls(calls) / calls:.2f} ms a call, mean of {calls}")

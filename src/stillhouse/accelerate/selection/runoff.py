@@ -12,7 +12,7 @@ from time import monotonic
 from stillhouse.accelerate.evaluation.candidate_messages import Open, UseGraph
 from stillhouse.accelerate.evaluation.candidate_process import CandidateError, CandidateProcess
 from stillhouse.accelerate.evaluation.evaluate import BaselineRun, EvaluationContext, process_timer
-from stillhouse.accelerate.evaluation.latency import Timer, TimingBudget, calibrate_calls
+from stillhouse.accelerate.evaluation.latency import FINAL_BUDGET, Timer, TimingBudget, calibrate_calls
 from stillhouse.accelerate.records.trial import Trial
 from stillhouse.accelerate.selection.choose import best_trial
 from stillhouse.measure.clock import paired_ratio
@@ -21,10 +21,8 @@ MAX_FINALISTS = 4
 _MAX_FINALS = 3
 BASELINE_KEY = ""
 """Key of the baseline in mappings of timings; other keys are those of candidates."""
-FINAL_BUDGET = TimingBudget(min_rounds=18, max_rounds=48, interval_width=0.02, seconds=120.0)
-_OPENINGS = 3
 _SLOW_OPEN_SECONDS = 5.0
-"""Seconds of opening a network above which each finalist is opened only once, not `_OPENINGS` times."""
+"""Seconds of opening a network above which each finalist is opened only once, not `TimingBudget.openings` times."""
 _MIN_ROUNDS = 3
 """Minimum number of timing rounds, even if the time budget has ended."""
 
@@ -125,8 +123,8 @@ def time_side_by_side(
 ) -> dict[str, list[float]]:
     """Time several candidates and the baseline in the same rounds, with a process for each candidate.
 
-    Networks that open quickly are opened and timed `_OPENINGS` times in new processes, because thread placement and
-    memory layout make a process faster or slower for its whole lifetime.
+    Networks that open quickly are opened and timed `budget.openings` times in new processes, because thread placement
+    and memory layout make a process faster or slower for its whole lifetime.
 
     Args:
         trials: earlier measurements of the candidates.
@@ -142,7 +140,7 @@ def time_side_by_side(
         CandidateError: an open process did not reply.
     """
     is_slow = any((trial.open_seconds or 0) + (trial.first_seconds or 0) > _SLOW_OPEN_SECONDS for trial in trials)
-    openings = 1 if is_slow else _OPENINGS
+    openings = 1 if is_slow else budget.openings
     min_rounds, max_rounds = (math.ceil(rounds / openings) for rounds in (budget.min_rounds, budget.max_rounds))
     budget_per_opening = replace(
         budget, min_rounds=min_rounds, max_rounds=max_rounds, seconds=budget.seconds / openings
@@ -195,7 +193,7 @@ def time_rounds(
     {'': [2.0, 2.0], 'fast': [1.0, 1.0]}
     """
     start = clock()
-    calls = {key: calibrate_calls(timer) for key, timer in timers.items()}
+    calls = {key: calibrate_calls(timer, budget.round_seconds) for key, timer in timers.items()}
     seconds: dict[str, list[float]] = {key: [] for key in timers}
     while (rounds := len(seconds[BASELINE_KEY])) < budget.max_rounds:
         for key in list(timers)[:: -1 if rounds % 2 else 1]:
