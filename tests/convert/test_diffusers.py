@@ -20,6 +20,7 @@ from stillhouse.convert.import_model import ImportOptions, import_model
 from stillhouse.core import ImageRequest
 from stillhouse.diffusion import CONDITIONAL, Schedule
 from stillhouse.errors import ImportFailed, RuntimeMissing, UnknownModel
+from stillhouse.pipelines.families import find_family
 from stillhouse.pipelines.manifest import MANIFEST, Manifest, read_manifest
 from stillhouse.pipelines.pipeline import Pipeline
 from tests.conftest import PROMPT, Checkpoint
@@ -55,7 +56,8 @@ def edit(path: Path, **fields: Any) -> None:
 def test_the_manifest(imported: Checkpoint, kind: str, expected: dict[str, Any]) -> None:
     manifest = read_manifest(imported(kind), verify=True)
     flat = {name: getattr(manifest, name) for name in Manifest.__dataclass_fields__}
-    flat |= {"is_inpainting": manifest.is_inpainting, **asdict(manifest.sampling), **manifest.family_options}
+    flat |= {"is_inpainting": find_family(manifest.family).is_inpainting(manifest)}
+    flat |= {**asdict(manifest.sampling), **manifest.family_options}
     flat["schedule"] = manifest.sampling.schedule
     assert {name: flat[name] for name in expected} == expected
     assert manifest.granularity == 8 and manifest.latent.downscale == 4
@@ -172,7 +174,7 @@ def test_latent_consistency_models(copy: Callable[[str], Path], tmp_path: Path) 
     torch.manual_seed(0)
     diffusers.UNet2DConditionModel.from_config(config).save_pretrained(source / "unet")
     manifest = import_model(source, tmp_path / "out")
-    assert manifest.guidance_channels == 16 and manifest.sampling.spacing == "trailing"
+    assert manifest.family_options["guidance_channels"] == 16 and manifest.sampling.spacing == "trailing"
     assert (manifest.defaults.sampler, manifest.defaults.steps, manifest.defaults.guidance) == ("lcm", 4, 8.5)
     reference = diffusers.LatentConsistencyModelPipeline.from_pretrained(source)
     embedded = reference.get_guidance_scale_embedding(torch.tensor([7.5]), embedding_dim=16)[0]

@@ -52,7 +52,7 @@ def written(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_manifest_has_the_grid_and_the_teacher(written: Path) -> None:
     manifest = read_manifest(written, verify=True)
     assert manifest.distilled is not None and manifest.distilled.timesteps == PLAN
-    assert manifest.distilled.teacher[0] == "tiny" and manifest.guidance_channels == 256
+    assert manifest.distilled.teacher[0] == "tiny" and manifest.family_options["guidance_channels"] == 256
     assert (manifest.defaults.steps, manifest.evidence["distill"]) == (3, {"rounds": [35, 3]})
 
 

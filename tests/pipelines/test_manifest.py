@@ -9,6 +9,7 @@ import pytest
 
 from stillhouse.diffusion import Schedule
 from stillhouse.errors import ManifestError, PipelineError, TamperedFile
+from stillhouse.pipelines.families.stable_diffusion import STABLE_DIFFUSION
 from stillhouse.pipelines.load import find_pipeline
 from stillhouse.pipelines.manifest import (
     ALWAYS_HASHED_BYTES,
@@ -321,7 +322,7 @@ def test_every_field_of_version_1_is_read() -> None:
         ),
         family_options={"in_channels": 9, "guidance_channels": 256, "zero_negative": True},
     )
-    assert manifest.guidance_channels == 256 and manifest.is_inpainting
+    assert STABLE_DIFFUSION.takes_guidance(manifest) and STABLE_DIFFUSION.is_inpainting(manifest)
 
 
 @pytest.mark.parametrize(

@@ -249,17 +249,6 @@ class Manifest:
     tuned: Tuned | None = None
     distilled: Distilled | None = None
 
-    @property
-    def guidance_channels(self) -> int | None:
-        """Size of the guidance scale's embedding; None where the scale is not an input of the denoiser."""
-        channels: int | None = self.family_options.get("guidance_channels")
-        return channels
-
-    @property
-    def is_inpainting(self) -> bool:
-        """Whether the denoiser takes the mask and the masked picture as further input channels."""
-        return bool(self.family_options.get("in_channels") == 2 * self.latent.channels + 1)
-
 
 def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
     """Record every file of `directory` and write `stillhouse.json`, whole or not at all.

@@ -55,8 +55,9 @@ def resolve(manifest: Manifest, request: ImageRequest) -> Resolved:
     Raises:
         InvalidRequest: the pipeline cannot serve a value; the message says which values are allowed.
     """
+    family = find_family(manifest.family)
     _check_text(request)
-    _check_image(manifest, request)
+    _check_image(manifest, family, request)
     defaults = manifest.defaults
     height, width = (defaults.height, defaults.width) if request.image is None else request.image.shape[:2]
     full = replace(
@@ -72,7 +73,6 @@ def resolve(manifest: Manifest, request: ImageRequest) -> Resolved:
     )
     _check_size(manifest, full)
     assert full.width is not None and full.height is not None
-    family = find_family(manifest.family)
     batch_key = (full.width, full.height, *family.batch_key(manifest, full))
     return Resolved(full, _plan(manifest, family, full), batch_key)
 
@@ -115,7 +115,7 @@ def encoded_image_count(manifest: Manifest, request: ImageRequest) -> int:
     """
     if request.image is None:
         return 0
-    if request.mask is None or not manifest.is_inpainting:
+    if request.mask is None or not find_family(manifest.family).is_inpainting(manifest):
         return 1
     return 1 if request.strength == 1 else 2
 
@@ -184,7 +184,7 @@ def _check_text(request: ImageRequest) -> None:
             raise InvalidRequest(f"{name} is {text!r}", allowed="a text, every character of which can be written")
 
 
-def _check_image(manifest: Manifest, request: ImageRequest) -> None:
+def _check_image(manifest: Manifest, family: Family, request: ImageRequest) -> None:
     image, mask = request.image, request.mask
     for name, array in (("image", image), ("mask", mask)):
         if array is not None and not isinstance(array, np.ndarray):
@@ -194,7 +194,7 @@ def _check_image(manifest: Manifest, request: ImageRequest) -> None:
     for name in ("mask", "strength"):
         if image is None and getattr(request, name) is not None:
             raise InvalidRequest(f"{name} without an image", allowed=f"{name} with an image", fix="give an image")
-    if manifest.is_inpainting and mask is None:
+    if mask is None and family.is_inpainting(manifest):
         raise InvalidRequest(
             f"no {'image' if image is None else 'mask'} for {manifest.name}, which is an inpainting model",
             allowed="an image and a mask",

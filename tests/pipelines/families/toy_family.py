@@ -55,6 +55,14 @@ class ToyFamily:
     name = "toy"
     options: type[Any] = ToyOptions
 
+    def is_inpainting(self, manifest: Manifest) -> bool:
+        """Return False: the transformer takes latents only."""
+        return False
+
+    def takes_guidance(self, manifest: Manifest) -> bool:
+        """Return False: guidance combines branches."""
+        return False
+
     def schedule(self, manifest: Manifest, width: int, height: int) -> Schedule:
         """Return the manifest's schedule, shifted by the number of tokens of the picture."""
         side = manifest.latent.downscale * PATCH

@@ -10,6 +10,7 @@ from itertools import product
 
 from stillhouse.accelerate.records.candidate import PIPELINE, Candidate
 from stillhouse.core import ImageRequest
+from stillhouse.pipelines.families import find_family
 from stillhouse.pipelines.manifest import Defaults, Manifest
 from stillhouse.pipelines.resolve import resolve
 
@@ -64,7 +65,7 @@ def list_search_axes(manifest: Manifest, can_cache: bool) -> list[SearchAxis]:
         axes.append(
             SearchAxis("cache_interval", tuple({"cache_interval": str(interval)} for interval in _CACHE_INTERVALS))
         )
-    if manifest.defaults.guidance > 1 and not manifest.guidance_channels:
+    if manifest.defaults.guidance > 1 and not find_family(manifest.family).takes_guidance(manifest):
         axes.append(
             SearchAxis("guidance", tuple({"guidance_interval": f"{a:g}-{b:g}"} for a, b in _GUIDANCE_INTERVALS))
         )

@@ -73,6 +73,12 @@ class Family(Protocol):
     options: type[Any]
     """Dataclass of the fields that the manifest's `family_options` may hold."""
 
+    def is_inpainting(self, manifest: Manifest) -> bool:
+        """Return whether the denoiser takes the mask and the masked picture as further input channels."""
+
+    def takes_guidance(self, manifest: Manifest) -> bool:
+        """Return whether the denoiser takes the guidance scale as an input, and thus no negative prompt."""
+
     def schedule(self, manifest: Manifest, width: int, height: int) -> Schedule:
         """Return the noise schedule of a picture of this size in pixels."""
 

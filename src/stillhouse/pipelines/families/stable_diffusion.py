@@ -59,6 +59,14 @@ class StableDiffusion:
     name = "stable-diffusion"
     options: type[Any] = StableDiffusionOptions
 
+    def is_inpainting(self, manifest: Manifest) -> bool:
+        """Return whether the U-Net's channels have room for the mask and the masked picture's latents."""
+        return bool(manifest.family_options.get("in_channels") == 2 * manifest.latent.channels + 1)
+
+    def takes_guidance(self, manifest: Manifest) -> bool:
+        """Return whether the U-Net takes the embedded guidance scale as an input."""
+        return bool(manifest.family_options.get("guidance_channels"))
+
     def schedule(self, manifest: Manifest, width: int, height: int) -> Schedule:
         """Return the manifest's schedule, whatever the size."""
         return manifest.sampling.schedule
@@ -66,13 +74,13 @@ class StableDiffusion:
     def guidance(self, manifest: Manifest, request: ImageRequest) -> Guidance:
         """Return classifier-free guidance; for a network that takes the scale as an input, guidance that never acts."""
         assert request.guidance is not None and request.guidance_interval is not None
-        if manifest.guidance_channels and request.negative_prompt:
+        if self.takes_guidance(manifest) and request.negative_prompt:
             raise InvalidRequest(
                 f"a negative prompt for {manifest.name}, which was distilled with its guidance inside",
                 allowed="prompts only",
                 fix="leave the negative prompt out",
             )
-        scale = 1.0 if manifest.guidance_channels else request.guidance
+        scale = 1.0 if self.takes_guidance(manifest) else request.guidance
         return classifier_free(scale, request.guidance_interval, request.guidance_rescale)
 
     def batch_key(self, manifest: Manifest, request: ImageRequest) -> tuple[int, ...]:
@@ -111,10 +119,11 @@ class StableDiffusion:
 
     def inputs(self, manifest: Manifest, request: ImageRequest, encoded: Conditioning) -> Conditioning:
         """Return the denoiser's inputs besides latents and timestep, for one row, without a batch axis."""
-        if not manifest.guidance_channels:
+        if not self.takes_guidance(manifest):
             return encoded
         assert request.guidance is not None
-        return {**encoded, "timestep_cond": embed_guidance(request.guidance, manifest.guidance_channels)}
+        channels = manifest.family_options["guidance_channels"]
+        return {**encoded, "timestep_cond": embed_guidance(request.guidance, channels)}
 
     def negative_inputs(self, context: Context, request: ImageRequest, inputs: Conditioning) -> Conditioning:
         """Return the same for the negative prompt."""
@@ -151,16 +160,17 @@ class StableDiffusion:
     ) -> Start:
         """Return the start of an edit. With a mask and strength 1, the latents are pure noise, as in diffusers."""
         manifest, mask = context.manifest, request.mask
+        is_inpainting = self.is_inpainting(manifest)
         assert request.image is not None
         latents, effects = noise, tuple[InpaintBlend, ...]()
         is_pure_noise = mask is not None and request.strength == 1
-        if not (is_pure_noise and manifest.is_inpainting):
+        if not (is_pure_noise and is_inpainting):
             clean, level = self.encode_image(context, request.image), plan.grid.levels[0]
             if not is_pure_noise:
                 latents = add_noise(clean, noise, level.alpha, level.sigma)
-            if mask is not None and not manifest.is_inpainting:
+            if mask is not None and not is_inpainting:
                 effects = (InpaintBlend(clean, latent_mask(mask, manifest.latent.downscale), noise),)
-        if mask is not None and manifest.is_inpainting:
+        if mask is not None and is_inpainting:
             masked = self._encode_signal(context, normalize_pixels(request.image) * (mask <= MASK_THRESHOLD))
             channels = np.concatenate([latent_mask(mask, manifest.latent.downscale), masked])
             branches = {name: Branch(branch.inputs, channels) for name, branch in branches.items()}

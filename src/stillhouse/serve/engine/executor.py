@@ -17,6 +17,7 @@ from stillhouse.core import Array, ImageRequest
 from stillhouse.errors import StillhouseError
 from stillhouse.images.formats import encode_image
 from stillhouse.measure.memory import own_resident_bytes, release_memory
+from stillhouse.pipelines.families import find_family
 from stillhouse.pipelines.manifest import Manifest
 from stillhouse.pipelines.pipeline import ImageTrajectory, Pipeline
 from stillhouse.pipelines.resolve import encoded_image_count
@@ -123,7 +124,7 @@ def default_request(manifest: Manifest, width: int | None = None, height: int | 
     """
     defaults = manifest.defaults
     request = ImageRequest("", width=width or defaults.width, height=height or defaults.height)
-    if not manifest.is_inpainting:
+    if not find_family(manifest.family).is_inpainting(manifest):
         return request
     shape = (height or defaults.height, width or defaults.width)
     image, mask = np.full((*shape, 3), 127, np.uint8), np.full(shape, 255, np.uint8)

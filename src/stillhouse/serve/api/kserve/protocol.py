@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from stillhouse.check import check_choice, check_integer
 from stillhouse.errors import InvalidRequest, NotAllowed
+from stillhouse.pipelines.families import find_family
 from stillhouse.pipelines.manifest import Manifest
 from stillhouse.serve.api.http import NotFound, random_seed
 from stillhouse.serve.api.kserve.tensors import (
@@ -73,7 +74,8 @@ def describe_model(name: str, manifest: Manifest) -> dict[str, Any]:
 
     The input NEGATIVE_PROMPT is left out for models whose denoiser takes the guidance scale as an input.
     """
-    inputs = [spec for spec in INPUTS.values() if spec != NEGATIVE_PROMPT or not manifest.guidance_channels]
+    takes_guidance = find_family(manifest.family).takes_guidance(manifest)
+    inputs = [spec for spec in INPUTS.values() if spec != NEGATIVE_PROMPT or not takes_guidance]
     return {
         "name": name,
         "versions": [VERSION],
