@@ -1,13 +1,35 @@
-"""Rate limiter: usage never exceeds rate and quota, and rejected requests are not charged."""
+"""Clients and their rate limits: usage never exceeds rate and quota, and rejected requests are not charged."""
 
+import asyncio
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillhouse.serve.client import DAY, Client, LimitExceeded, RateLimiter
+from stillhouse.errors import NotAllowed
+from stillhouse.serve.client import DAY, Client, Clients, LimitExceeded, RateLimiter
+from stillhouse.serve.settings import TierSettings
 
 SLOW = Client("k", "free", frozenset({"free"}), rate=10.0, burst=100.0)
+
+
+TIERS = {"free": TierSettings("shapes-3"), "pro": TierSettings("shapes")}
+
+
+def test_without_keys_a_client_is_its_address() -> None:
+    client = asyncio.run(Clients(TIERS).authenticate(None, "10.0.0.1"))
+    assert (client.key, client.tier, client.tiers) == ("anonymous@10.0.0.1", "free", frozenset(TIERS))
+
+
+def test_with_keys_a_client_is_its_key() -> None:
+    async def find_client(token: str) -> Client:
+        return Client(token, "pro", frozenset({"pro"}))
+
+    clients = Clients(TIERS, find_client)
+    assert asyncio.run(clients.authenticate("k", "10.0.0.1")).key == "k"
+    with pytest.raises(NotAllowed, match="a request without a key; allowed: Authorization: Bearer KEY"):
+        asyncio.run(clients.authenticate(None, "10.0.0.1"))
 
 
 class FakeClock:

@@ -1,10 +1,11 @@
 """Clients of the server and the rate limits of their API keys."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from stillhouse.errors import NotAllowed
 from stillhouse.serve.settings import TierSettings
 
 DAY = 86400.0
@@ -49,6 +50,36 @@ def make_anonymous_client(tiers: Mapping[str, TierSettings], address: str = "") 
     settings = tiers[tier]
     name = f"{ANONYMOUS}@{address}" if address else ANONYMOUS
     return Client(name, tier, frozenset(tiers), None, settings.rate, settings.burst, settings.daily)
+
+
+@dataclass(frozen=True, slots=True)
+class Clients:
+    """All clients of the server.
+
+    Args:
+        tiers: settings of the tiers, by name.
+        find_client: returns the client of an API key, or raises NotAllowed; None where no keys are required.
+    """
+
+    tiers: Mapping[str, TierSettings]
+    find_client: Callable[[str], Awaitable[Client]] | None = None
+
+    async def authenticate(self, token: str | None, address: str) -> Client:
+        """Return the client that sent a request.
+
+        Args:
+            token: token of the Authorization header without "Bearer"; None if absent.
+            address: IP address of the client, which identifies the client if no API keys are required.
+
+        Raises:
+            NotAllowed: an API key is required, but is missing, unknown or revoked, or its tier is not served.
+        """
+        if self.find_client is None:
+            return make_anonymous_client(self.tiers, address)
+        if not token:
+            allowed = "a request with the header Authorization: Bearer KEY"
+            raise NotAllowed("the request has no API key", allowed=allowed, is_known=False)
+        return await self.find_client(token)
 
 
 @dataclass(slots=True)

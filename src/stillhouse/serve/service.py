@@ -1,4 +1,4 @@
-"""The service behind all APIs: authentication, dispatching and storage."""
+"""The service behind all APIs: clients, dispatching and storage."""
 
 import asyncio
 import sqlite3
@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from stillhouse.errors import NotAllowed, RuntimeMissing
-from stillhouse.serve.client import Client, make_anonymous_client
+from stillhouse.errors import RuntimeMissing
+from stillhouse.serve.client import Client, Clients
 from stillhouse.serve.dispatcher import Dispatcher, make_dispatcher
 from stillhouse.serve.engine.output import RequestOutput
 from stillhouse.serve.job_queue import JobQueue, log_store_errors, refuse_on_store_error, result_fields
@@ -36,6 +36,7 @@ class Service:
 
     Args:
         settings: server settings.
+        clients: clients that may send requests.
         dispatcher: admission and scheduling of requests.
         job_queue: queue of background jobs, with the thread that uses the database.
         connection: SQLite database; used only in the job queue's thread.
@@ -45,30 +46,13 @@ class Service:
     """
 
     settings: ServerSettings
+    clients: Clients
     dispatcher: Dispatcher
     job_queue: JobQueue
     connection: sqlite3.Connection
     close_tracing: Callable[[], None]
     usage_task: asyncio.Task[None] | None = None
     store_tasks: set[asyncio.Task[None]] = field(default_factory=set)
-
-    async def authenticate(self, token: str | None, address: str) -> Client:
-        """Return the client that sent a request.
-
-        Args:
-            token: token of the Authorization header without "Bearer"; None if absent.
-            address: IP address of the client, which identifies the client if no API keys are required.
-
-        Raises:
-            NotAllowed: an API key is required, but is missing, unknown or revoked, or its tier is not served.
-        """
-        if not self.settings.keys:
-            return make_anonymous_client(self.settings.tiers, address)
-        if not token:
-            allowed = "a request with the header Authorization: Bearer KEY"
-            raise NotAllowed("the request has no API key", allowed=allowed, is_known=False)
-        key = await self.job_queue.run_in_store(find_key, self.connection, token)
-        return make_client(key, self.settings.tiers)
 
     async def store_image(self, handle: RequestHandle, output: RequestOutput) -> str:
         """Store the image of a finished request for download by URL, and return the random name in the URL.
@@ -156,7 +140,13 @@ def make_service(
     store = JobStore(connection, data)
     store.delete_orphans()
     job_queue = JobQueue(dispatcher, store, parse_duration(settings.keep), parse_size(settings.keep_bytes))
-    return Service(settings, dispatcher, job_queue, connection, tracer.close if tracer else lambda: None)
+
+    async def find_client(token: str) -> Client:
+        key = await job_queue.run_in_store(find_key, connection, token)
+        return make_client(key, settings.tiers)
+
+    clients = Clients(settings.tiers, find_client if settings.keys else None)
+    return Service(settings, clients, dispatcher, job_queue, connection, tracer.close if tracer else lambda: None)
 
 
 def _store_image(

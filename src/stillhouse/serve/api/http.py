@@ -63,9 +63,10 @@ async def authenticate_request(request: ApiRequest) -> Client:
     Raises:
         NotAllowed: an API key is required, but is missing, unknown or revoked.
     """
+    clients = get_service(request).clients
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     address = request.client.host if request.client else ""
-    return await get_service(request).authenticate(token.strip() if scheme.lower() == "bearer" else None, address)
+    return await clients.authenticate(token.strip() if scheme.lower() == "bearer" else None, address)
 
 
 async def cancel_on_disconnect(request: ApiRequest, awaitable: Awaitable[T]) -> T:

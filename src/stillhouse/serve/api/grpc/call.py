@@ -55,7 +55,8 @@ async def authenticate_call(service: Service, context: Context) -> Client:
     """
     metadata = {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
     scheme, _, token = metadata.get("authorization", "").partition(" ")
-    return await service.authenticate(token.strip() if scheme.lower() == "bearer" else None, parse_peer(context.peer()))
+    address = parse_peer(context.peer())
+    return await service.clients.authenticate(token.strip() if scheme.lower() == "bearer" else None, address)
 
 
 def get_traceparent(context: Context) -> str | None:
