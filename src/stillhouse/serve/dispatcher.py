@@ -22,11 +22,10 @@ from stillhouse.pipelines.load import find_pipeline
 from stillhouse.pipelines.manifest import Manifest, read_manifest
 from stillhouse.pipelines.resolve import resolve
 from stillhouse.serve.client import Client, RateLimiter
-from stillhouse.serve.engine.admission import AdmissionLimits, check_admission
 from stillhouse.serve.engine.executor import default_request
 from stillhouse.serve.engine.job import Job, Tier, make_batch_key, plan_steps
 from stillhouse.serve.engine.output import RequestOutput
-from stillhouse.serve.engine.policy import POLICIES, Policy
+from stillhouse.serve.engine.policy import POLICIES, AdmissionLimits, Policy, check_admission
 from stillhouse.serve.metrics import Metrics
 from stillhouse.serve.request_handle import GenerationRequest, RequestHandle
 from stillhouse.serve.settings import ServerSettings
