@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from stillhouse.backends.runtime import translate_errors
+from stillhouse.backends.runtime import raise_translated
 from stillhouse.backends.signature import Axes
 from stillhouse.check import check_choice
 from stillhouse.core import TensorSpec
@@ -142,10 +142,7 @@ class GraphRunner:
                 has different lengths in two inputs.
             BackendFailed: the runtime failed.
         """
-        arrays = prepare_feeds(feeds, self.inputs, self.axes)
-        with translate_errors(self.backend, self.graph, "run"):
-            results = self.run(arrays)
-        return {spec.name: result for spec, result in zip(self.outputs, results, strict=True)}
+        return self._call(self.run, prepare_feeds(feeds, self.inputs, self.axes))
 
     def run_on_device(self, feeds: Mapping[str, Any]) -> Mapping[str, Any]:
         """Run the network once on input arrays by name that lie on its device, and return output arrays by name there.
@@ -162,8 +159,14 @@ class GraphRunner:
         ordered = order_feeds(feeds, self.inputs)
         for spec in self.inputs:
             check_dtype(spec, str(ordered[spec.name].dtype).removeprefix("torch."))
-        with translate_errors(self.backend, self.graph, "run"):
-            results = self.device_run(ordered)
+        return self._call(self.device_run, ordered)
+
+    def _call(self, run: Callable[[dict[str, Any]], Sequence[Any]], feeds: dict[str, Any]) -> dict[str, Any]:
+        """Call the runtime and return its results by the names of the outputs."""
+        try:
+            results = run(feeds)
+        except Exception as error:
+            raise_translated(error, self.backend, self.graph, "run")
         return {spec.name: result for spec, result in zip(self.outputs, results, strict=True)}
 
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from stillhouse.errors import BackendFailed, RuntimeMissing, StillhouseError
 
@@ -81,23 +81,29 @@ def require(name: str) -> Any:
 
 @contextmanager
 def translate_errors(backend: str, graph: Path, action: str) -> Iterator[None]:
-    """Turn an exception of a runtime in the block into BackendFailed, with the first useful line of its message.
+    """Turn an exception of a runtime in the block into BackendFailed; see `raise_translated` for the arguments."""
+    try:
+        yield
+    except Exception as error:
+        raise_translated(error, backend, graph, action)
 
-    Errors of Stillhouse, subclasses of StillhouseError, pass unchanged.
+
+def raise_translated(error: Exception, backend: str, graph: Path, action: str) -> NoReturn:
+    """Raise BackendFailed for an exception of a runtime, with the first useful line of its message.
+
+    Errors of Stillhouse, subclasses of StillhouseError, are raised unchanged.
 
     Args:
+        error: the exception, which is being handled.
         backend: name of the backend, for the message.
         graph: path of the graph, for the message.
         action: verb for the message, such as "open" or "run".
     """
-    try:
-        yield
-    except StillhouseError:
-        raise
-    except Exception as error:
-        message = first_error_line(str(error))
-        fix = OUT_OF_MEMORY_FIX if "out of memory" in message.lower() else None
-        raise BackendFailed(f"{backend} could not {action} {graph}: {message}", fix=fix) from error
+    if isinstance(error, StillhouseError):
+        raise error
+    message = first_error_line(str(error))
+    fix = OUT_OF_MEMORY_FIX if "out of memory" in message.lower() else None
+    raise BackendFailed(f"{backend} could not {action} {graph}: {message}", fix=fix) from error
 
 
 def first_error_line(message: str) -> str:
