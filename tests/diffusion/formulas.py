@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from stillhouse.diffusion import Evaluation, Prediction, Sampler, SamplerState, Schedule, noise_levels
 from stillhouse.diffusion.prediction import Weights
-from stillhouse.diffusion.samplers import combine
+from stillhouse.diffusion.step import combine
 from stillhouse.diffusion.tensor import Coefficient, Tensor
 
 

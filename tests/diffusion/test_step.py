@@ -19,8 +19,8 @@ from stillhouse.diffusion import (
     predict_denoised,
 )
 from stillhouse.diffusion.prediction import denoised_weights
-from stillhouse.diffusion.samplers import SamplerState, combine
-from stillhouse.diffusion.step import STEP_WEIGHTS, PictureStep, step_batch
+from stillhouse.diffusion.samplers import SamplerState
+from stillhouse.diffusion.step import STEP_WEIGHTS, PictureStep, combine, step_batch
 
 SHAPE = (2, 3, 5)
 KNOWN = sorted(name for name, sampler in SAMPLERS.items() if sampler.order != "custom")

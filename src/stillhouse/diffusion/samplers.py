@@ -17,13 +17,14 @@ at pure noise (alpha = 0).
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from types import MappingProxyType
 from typing import Generic, Literal, NamedTuple, Protocol, TypeAlias
 
 from stillhouse.check import check_choice
-from stillhouse.diffusion.tensor import Coefficient, Tensor
+from stillhouse.diffusion.step import combine
+from stillhouse.diffusion.tensor import Tensor
 from stillhouse.diffusion.timestep_grid import NoiseLevel, TimestepGrid
 
 _NEARLY_PURE = 1000.0
@@ -106,11 +107,6 @@ def ddim_coefficients(start: NoiseLevel, end: NoiseLevel, eta: float = 0.0) -> S
 def consistency_coefficients(start: NoiseLevel, end: NoiseLevel, eta: float = 1.0) -> StepCoefficients:
     """Return the weights of a step of consistency models: x0 plus fresh noise at the next level; z has weight 0."""
     return StepCoefficients(0.0, end.alpha, end.sigma)
-
-
-def combine(z: Tensor, x0: Tensor, z_weight: Coefficient, x0_weight: Coefficient) -> Tensor:
-    """Return z_weight * z + x0_weight * x0; weights are floats, or arrays with one weight for each picture."""
-    return z * z_weight + x0 * x0_weight
 
 
 def first_order(
@@ -209,6 +205,7 @@ class Sampler:
         evaluates_twice: the network is evaluated at both ends of each interval but the last.
         drops_last_level: the grid is made with one more level, and its last level is left out, as in diffusers; see
             `timestep_grid.make_grid`.
+        order: how x0 is estimated. Where it is not custom, `step.step_batch` steps the whole batch at once.
     """
 
     summary: str
@@ -217,11 +214,10 @@ class Sampler:
     coefficients: Callable[[NoiseLevel, NoiseLevel, float], StepCoefficients] = ddim_coefficients
     evaluates_twice: bool = False
     drops_last_level: bool = False
+    order: Order = field(init=False)
 
-    @property
-    def order(self) -> Order:
-        """How x0 is estimated. Where it is not custom, `step.step_batch` steps the whole batch at once."""
-        return _ORDERS.get(self.estimate, "custom")
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "order", _ORDERS.get(self.estimate, "custom"))
 
     def evaluation_count(self, steps: int) -> int:
         """Return the number of network evaluations of a trajectory of `steps` steps.

@@ -5,7 +5,7 @@ The inputs are the network's outputs for the branches of a picture, the base b f
     guided   = b + sum of weight * (branch - b)                  see `guidance`
     denoised = of_z * z + of_output * guided                     see `prediction.denoised_weights`
     x0       = denoised + extrapolation * (denoised - previous)  DPM-Solver++ 2M; extrapolation is 0 elsewhere
-    stepped  = z_weight * z + x0_weight * x0                     see `samplers.combine`
+    stepped  = z_weight * z + x0_weight * x0                     see `combine`
 
 Samplers that estimate x0 in another way use only the denoised picture, and compute their step themselves.
 """
@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 
 from stillhouse.core import Array
 from stillhouse.diffusion.arrays import Arrays
-from stillhouse.diffusion.samplers import combine
-from stillhouse.diffusion.tensor import Coefficient
+from stillhouse.diffusion.tensor import Coefficient, Tensor
 
 STEP_WEIGHTS = ("of_z", "of_output", "extrapolation", "z_weight", "x0_weight")
 """Names of the first columns of a picture's weights; the guidance weights of its branches follow."""
@@ -69,6 +68,11 @@ def step_batch(
     denoised = of_z * z + of_output * guided
     x0 = denoised if previous is None else denoised + extrapolation * (denoised - previous)
     return combine(z, x0, z_weight, x0_weight), denoised
+
+
+def combine(z: Tensor, x0: Tensor, z_weight: Coefficient, x0_weight: Coefficient) -> Tensor:
+    """Return z_weight * z + x0_weight * x0; weights are floats, or arrays with one weight for each picture."""
+    return z * z_weight + x0 * x0_weight
 
 
 def _guide_batch(

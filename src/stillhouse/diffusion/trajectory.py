@@ -14,9 +14,9 @@ from stillhouse.diffusion.effects import Effect, FeatureCache
 from stillhouse.diffusion.guidance import guide, rescale_factor
 from stillhouse.diffusion.noise import gaussian
 from stillhouse.diffusion.prediction import denoised_weights
-from stillhouse.diffusion.samplers import SAMPLERS, Evaluation, SamplerState, combine
+from stillhouse.diffusion.samplers import SAMPLERS, Evaluation, SamplerState
 from stillhouse.diffusion.sampling_plan import SamplingPlan
-from stillhouse.diffusion.step import PictureStep, step_batch
+from stillhouse.diffusion.step import PictureStep, combine, step_batch
 from stillhouse.errors import InvalidRequest
 
 
