@@ -1,1 +1,1 @@
-"""Pictures as arrays and as files: pixel values, PNG with its request, JPEG and WebP, contact sheets."""
+"""Pictures as files: PNG with its request, JPEG and WebP, contact sheets."""

@@ -27,10 +27,9 @@ from stillhouse.diffusion import (
     gaussian,
 )
 from stillhouse.errors import BackendFailed, InvalidRequest
-from stillhouse.images.pixels import to_pixels
 from stillhouse.pipelines.batch_sizes import run_split
 from stillhouse.pipelines.families import find_family
-from stillhouse.pipelines.families.base import Context, Family, Tensors, latent_shape
+from stillhouse.pipelines.families.base import Context, Family, Tensors, latent_shape, to_pixels
 from stillhouse.pipelines.manifest import Component, Defaults, Manifest, StepCache, read_manifest
 from stillhouse.pipelines.resolve import Resolved, resolve
 from stillhouse.pipelines.roles import DENOISER, DENOISER_FULL, DENOISER_SHALLOW, TEXT_ENCODERS

@@ -20,7 +20,6 @@ from stillhouse.diffusion import (
     classifier_free,
 )
 from stillhouse.errors import InvalidRequest, PipelineError
-from stillhouse.images.pixels import normalize_pixels
 from stillhouse.pipelines.families.base import (
     MASK_THRESHOLD,
     Context,
@@ -30,6 +29,7 @@ from stillhouse.pipelines.families.base import (
     denormalize_latents,
     latent_mask,
     normalize_latents,
+    normalize_pixels,
 )
 from stillhouse.pipelines.manifest import Manifest
 from stillhouse.pipelines.roles import DECODER, DENOISER, ENCODER

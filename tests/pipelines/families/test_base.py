@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from stillhouse.images.pixels import normalize_pixels, to_pixels
+from stillhouse.pipelines.families.base import normalize_pixels, to_pixels
 
 
 @given(arrays(np.uint8, st.tuples(st.integers(1, 5), st.integers(1, 5), st.just(3))))
