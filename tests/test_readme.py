@@ -9,7 +9,7 @@ import pytest
 
 import stillhouse
 from stillhouse.cli import parse
-from stillhouse.images.png import read_picture
+from stillhouse.images.files import read_picture
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

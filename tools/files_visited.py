@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from types import FrameType, MappingProxyType
 from typing import Any
 
-LIMITS: Mapping[str, int] = MappingProxyType({"cli": 38, "http": 22, "worker": 30})
+LIMITS: Mapping[str, int] = MappingProxyType({"cli": 36, "http": 22, "worker": 25})
 """Largest number of files in each mode."""
 _PACKAGE = "/stillhouse/"
 _START_SECONDS = 150.0

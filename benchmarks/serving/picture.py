@@ -9,7 +9,7 @@ from urllib.request import Request, urlopen
 import numpy as np
 
 from stillhouse.core import Picture
-from stillhouse.images.png import read_picture
+from stillhouse.images.files import read_picture
 from stillhouse.serve.loadgen.protocols import ProtocolName
 
 

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel, Field
 
 import stillhouse
-from stillhouse.images.formats import encode_image
+from stillhouse.images.files import encode_image
 
 HANDLERS = ("async", "def")
 

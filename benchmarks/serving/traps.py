@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.serving.rival import FastApiGeneration as PydanticGeneration
 from benchmarks.serving.ways import SERVERS, STEPS, start_server
 from stillhouse.core import Picture
-from stillhouse.images.formats import encode_image
+from stillhouse.images.files import encode_image
 from stillhouse.measure.clock import paired_ratio, run_interleaved
 from stillhouse.serve.api.openai import ImageGenerationRequest
 from stillhouse.serve.loadgen.http_client import HttpRequest, HttpResponse, send_request

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         UnknownModel,
         UnsupportedPrecision,
     )
-    from stillhouse.images.png import read_mask, read_picture, read_request, write_png
+    from stillhouse.images.files import read_mask, read_picture, read_request, write_png
     from stillhouse.pipelines.load import load
     from stillhouse.pipelines.network import open_network
     from stillhouse.pipelines.pipeline import Pipeline
@@ -46,10 +46,10 @@ _HOMES = {
     "load": "pipelines.load",
     "open_network": "pipelines.network",
     "Pipeline": "pipelines.pipeline",
-    "read_mask": "images.png",
-    "read_picture": "images.png",
-    "read_request": "images.png",
-    "write_png": "images.png",
+    "read_mask": "images.files",
+    "read_picture": "images.files",
+    "read_request": "images.files",
+    "write_png": "images.files",
 }
 
 __all__ = [

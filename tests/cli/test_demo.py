@@ -4,7 +4,7 @@ import pytest
 
 from stillhouse.cli import main
 from stillhouse.cli.demo import PROMPTS, SUGGESTION
-from stillhouse.images.png import read_picture
+from stillhouse.images.files import read_picture
 from stillhouse.shapes.caption import is_held_out
 from tests.captions import parse_caption
 from tests.cli.conftest import FakePipeline

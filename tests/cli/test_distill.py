@@ -11,7 +11,7 @@ import pytest
 from stillhouse.cli import main, parse
 from stillhouse.cli.distill import make_distill_settings
 from stillhouse.convert.import_model import ImportOptions, import_model
-from stillhouse.images.png import write_png
+from stillhouse.images.files import write_png
 from stillhouse.pipelines.manifest import read_manifest
 from tests.checkpoints import write_checkpoint
 

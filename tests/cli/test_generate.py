@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from stillhouse.cli import main
-from stillhouse.images.png import read_picture, read_request, write_png
+from stillhouse.images.files import read_picture, read_request, write_png
 from tests.cli.conftest import FakePipeline, Refused
 
 

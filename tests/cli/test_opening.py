@@ -8,7 +8,7 @@ import pytest
 
 from stillhouse.cli import main
 from stillhouse.cli.opening import MAX_CACHED_WEIGHTS, compile_cache, open_pipeline
-from stillhouse.images.png import read_picture
+from stillhouse.images.files import read_picture
 from tests.cli.conftest import FakePipeline
 
 ENGINE = Namespace(backend=None, precision=None, threads=None, verify=False)

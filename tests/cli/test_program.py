@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stillhouse.images.png import read_request
+from stillhouse.images.files import read_request
 
 
 def stillhouse(here: Path, *argv: str) -> subprocess.CompletedProcess[str]:

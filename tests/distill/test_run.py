@@ -17,7 +17,7 @@ from stillhouse.distill.run import distill
 from stillhouse.distill.settings import EDIT_STRENGTHS, DistillSettings, LearningOverrides
 from stillhouse.errors import FitFailed, ImportFailed, InvalidRequest
 from stillhouse.fit.stage import UpdateLog
-from stillhouse.images.png import write_png
+from stillhouse.images.files import write_png
 from stillhouse.pipelines.load import load
 from stillhouse.pipelines.manifest import read_manifest
 from tests.checkpoints import write_checkpoint

@@ -11,7 +11,7 @@ from pathlib import Path
 from stillhouse.cli.arguments import as_argument, duration, integer, number, positive_integer
 from stillhouse.cli.progress import show_progress
 from stillhouse.cli.table import format_table
-from stillhouse.images.png import write_file
+from stillhouse.images.files import write_file
 from stillhouse.serve.loadgen.benchmark import PROTOCOLS, LoadTest, run_benchmark
 from stillhouse.serve.loadgen.load_report import LoadReport, LoadReportRow
 from stillhouse.serve.loadgen.request_class import RequestClass, parse_flood, parse_request_class

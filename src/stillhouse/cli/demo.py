@@ -16,7 +16,7 @@ from stillhouse.cli.opening import open_pipeline
 from stillhouse.cli.progress import show_progress
 from stillhouse.core import ImageRequest, Picture
 from stillhouse.images.contact_sheet import contact_sheet
-from stillhouse.images.png import write_png
+from stillhouse.images.files import write_png
 
 PROMPTS = (
     "a small cyan circle left of a big blue square on a white background",

@@ -18,7 +18,7 @@ from stillhouse.cli.opening import open_pipeline
 from stillhouse.cli.progress import show_progress
 from stillhouse.core import ImageRequest, ImageResult
 from stillhouse.images.contact_sheet import contact_sheet
-from stillhouse.images.png import describe_request, read_mask, read_picture, write_png
+from stillhouse.images.files import describe_request, read_mask, read_picture, write_png
 
 _FIRST_FIELDS = ("prompt", "seed", "steps")
 

@@ -26,7 +26,7 @@ from stillhouse.distill.evaluation.evaluation_report import (
 from stillhouse.distill.evaluation.metric_encoders import MetricEncoders, open_clip, open_inception
 from stillhouse.distill.views.evaluation_page import render_evaluation_page
 from stillhouse.errors import InvalidRequest
-from stillhouse.images.png import write_file
+from stillhouse.images.files import write_file
 from stillhouse.measure.set_metrics import NEIGHBOURS
 from stillhouse.pipelines.manifest import Distilled
 from stillhouse.pipelines.pipeline import Pipeline

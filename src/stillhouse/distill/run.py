@@ -33,7 +33,7 @@ from stillhouse.fit.checkpoint import write_atomically
 from stillhouse.fit.fit import fit
 from stillhouse.fit.processes import current_process_group
 from stillhouse.fit.stage import FitResult, Stage, UpdateLog
-from stillhouse.images.png import write_png
+from stillhouse.images.files import write_png
 from stillhouse.measure.machine import installed_versions, read_machine
 from stillhouse.pipelines.load import find_pipeline, load
 from stillhouse.pipelines.manifest import Manifest, files_checksum, read_manifest

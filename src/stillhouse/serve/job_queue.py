@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from stillhouse.core import ImageRequest
 from stillhouse.errors import NotAllowed, Refused, StillhouseError
-from stillhouse.images.formats import Format
+from stillhouse.images.files import Format
 from stillhouse.serve.client import Client, make_anonymous_client
 from stillhouse.serve.dispatcher import Dispatcher
 from stillhouse.serve.engine.output import FinishReason, RequestOutput

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from stillhouse.core import ImageRequest
-from stillhouse.images.formats import Format
+from stillhouse.images.files import Format
 from stillhouse.serve.client import Client
 from stillhouse.serve.engine.job import Job
 from stillhouse.serve.engine.output import PreviewImage, RequestOutput

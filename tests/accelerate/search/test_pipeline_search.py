@@ -17,7 +17,7 @@ from stillhouse.accelerate.state import SweepState
 from stillhouse.accelerate.sweep import run_sweep
 from stillhouse.accelerate.views.write_reports import write_reports
 from stillhouse.accelerate.workspace import original_components, original_manifest, prepare_workspace
-from stillhouse.images.png import read_picture
+from stillhouse.images.files import read_picture
 from stillhouse.measure.clock import Timing
 from stillhouse.pipelines.load import load
 from stillhouse.pipelines.manifest import read_manifest

@@ -10,7 +10,7 @@ from stillhouse.accelerate.records.candidate import Candidate
 from stillhouse.accelerate.records.report import Bounds, Report
 from stillhouse.accelerate.records.trial import PictureFidelity, Status, Trial
 from stillhouse.core import Picture
-from stillhouse.images.png import write_png
+from stillhouse.images.files import write_png
 from stillhouse.measure.clock import Ratio, Timing
 from stillhouse.measure.fidelity import Fidelity
 from stillhouse.measure.machine import Machine

@@ -14,7 +14,7 @@ from stillhouse.accelerate.records.trial import Trial
 from stillhouse.accelerate.views.image_strips import DIFFERENCE_GAIN, ImageStrip, build_strips
 from stillhouse.accelerate.views.rows import report_rows
 from stillhouse.core import ImageRequest, Picture
-from stillhouse.images.png import read_picture, write_png
+from stillhouse.images.files import read_picture, write_png
 from stillhouse.measure.image_metrics import difference_image
 from tests.accelerate.views.sweeps import example_picture, pipeline_report
 

@@ -10,7 +10,7 @@ import pytest
 
 from stillhouse.distill.data.image_folder import CaptionedImage, SkippedImage, count_images, read_image_folder
 from stillhouse.errors import InvalidRequest
-from stillhouse.images.png import encode_png
+from stillhouse.images.files import encode_png
 
 
 def png_bytes(level: int = 0) -> bytes:

@@ -22,7 +22,7 @@ from stillhouse.distill.data.samples import (
 )
 from stillhouse.distill.data.shards import write_shards
 from stillhouse.errors import InvalidRequest
-from stillhouse.images.png import write_png
+from stillhouse.images.files import write_png
 from stillhouse.pipelines.pipeline import Pipeline
 from stillhouse.shapes.caption import is_held_out
 

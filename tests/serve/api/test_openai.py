@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from openai import OpenAI
 from PIL import Image
 
-from stillhouse.images.png import encode_png, read_request
+from stillhouse.images.files import encode_png, read_request
 from stillhouse.pipelines.load import load
 from stillhouse.pipelines.pipeline import Pipeline
 from tests.serve.running import Running, wait_until

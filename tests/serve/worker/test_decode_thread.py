@@ -11,7 +11,7 @@ from PIL import Image
 
 from stillhouse.core import Array, ImageRequest, Picture
 from stillhouse.diffusion import NUMPY
-from stillhouse.images.formats import Format
+from stillhouse.images.files import Format
 from stillhouse.pipelines.load import load
 from stillhouse.pipelines.pipeline import ImageTrajectory, Pipeline
 from stillhouse.serve.engine.job import BatchKey, Job, StepPlan, Tier

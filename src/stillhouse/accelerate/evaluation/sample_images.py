@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from stillhouse.accelerate.evaluation.candidate_worker import PICTURES_FILE
 from stillhouse.accelerate.records.report import relative_path
 from stillhouse.core import Array
-from stillhouse.images.png import write_png
+from stillhouse.images.files import write_png
 
 SAMPLE_COUNT = 4
 """Maximum number of sample pictures that the report shows of a candidate."""

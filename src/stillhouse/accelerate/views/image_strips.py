@@ -12,7 +12,7 @@ from PIL import Image
 from stillhouse.accelerate.views.rows import ReportRow
 from stillhouse.core import Picture
 from stillhouse.errors import StillhouseError
-from stillhouse.images.png import encode_png, read_picture
+from stillhouse.images.files import encode_png, read_picture
 from stillhouse.measure.image_metrics import difference_image
 
 DIFFERENCE_GAIN = 4

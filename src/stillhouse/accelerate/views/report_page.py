@@ -29,7 +29,7 @@ from stillhouse.accelerate.views.summary import headline, price_per_thousand, su
 from stillhouse.accelerate.views.tradeoff_plot import TradeoffPlot, build_tradeoff_plot
 from stillhouse.accelerate.views.whisker import Whisker, build_whiskers
 from stillhouse.html.environment import jinja_environment
-from stillhouse.images.png import write_file
+from stillhouse.images.files import write_file
 
 TEMPLATES = Path(__file__).parent
 

@@ -12,7 +12,7 @@ from stillhouse.accelerate.views.columns import SPREADSHEET_COLUMNS, CellValue
 from stillhouse.accelerate.views.formatting import describe_bounds, printable
 from stillhouse.accelerate.views.rows import ReportRow, baseline_and_chosen, report_components, report_rows
 from stillhouse.html.extra import require_extra
-from stillhouse.images.png import write_file
+from stillhouse.images.files import write_file
 
 if TYPE_CHECKING:
     from openpyxl.cell.cell import Cell, MergedCell

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from stillhouse.core import Picture
 from stillhouse.errors import InvalidRequest
-from stillhouse.images.png import read_picture
+from stillhouse.images.files import read_picture
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 METADATA_FILES = ("metadata.jsonl", "captions.jsonl")

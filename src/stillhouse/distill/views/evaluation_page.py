@@ -14,7 +14,7 @@ from stillhouse.distill.evaluation.evaluation_report import (
 )
 from stillhouse.distill.views import score_plot
 from stillhouse.html.environment import jinja_environment
-from stillhouse.images.png import encode_png
+from stillhouse.images.files import encode_png
 
 TEMPLATES = Path(__file__).parent
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from stillhouse.core import Picture
 from stillhouse.errors import InvalidRequest, NotAllowed, Refused, StillhouseError
-from stillhouse.images.png import read_alpha_mask, read_picture
+from stillhouse.images.files import read_alpha_mask, read_picture
 from stillhouse.serve.client import Client
 from stillhouse.serve.engine.output import RequestOutput
 from stillhouse.serve.request_handle import RequestHandle

@@ -16,7 +16,7 @@ from litestar.response import ServerSentEvent, ServerSentEventMessage
 
 from stillhouse.core import ImageRequest
 from stillhouse.errors import InvalidRequest
-from stillhouse.images.formats import Format
+from stillhouse.images.files import Format
 from stillhouse.serve.api.http import (
     KEEP_ALIVE,
     KEEP_ALIVE_SECONDS,

@@ -25,7 +25,7 @@ from PIL import Image
 from stillhouse.check import check_integer
 from stillhouse.core import ImageRequest, Picture
 from stillhouse.errors import InvalidRequest
-from stillhouse.images.formats import Format
+from stillhouse.images.files import Format
 from stillhouse.serve.api.http import (
     KEEP_ALIVE,
     KEEP_ALIVE_SECONDS,

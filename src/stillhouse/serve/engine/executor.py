@@ -15,7 +15,7 @@ import numpy as np
 
 from stillhouse.core import Array, ImageRequest
 from stillhouse.errors import StillhouseError
-from stillhouse.images.formats import encode_image
+from stillhouse.images.files import encode_image
 from stillhouse.measure.memory import own_resident_bytes, release_memory
 from stillhouse.pipelines.families import find_family
 from stillhouse.pipelines.manifest import Manifest

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from stillhouse.core import ImageRequest
 from stillhouse.diffusion import Trajectory
-from stillhouse.images.formats import Format
+from stillhouse.images.files import Format
 from stillhouse.pipelines.manifest import Manifest
 from stillhouse.pipelines.resolve import Resolved, encoded_image_count
 

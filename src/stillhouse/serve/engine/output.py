@@ -83,7 +83,7 @@ def failed_output(request_id: str, error: Exception, action: str = "inference") 
 
 
 def traceback_summary(error: BaseException) -> str:
-    """Return the frames of an error and its causes, innermost first: `images/png.py:80 read_png < ...`.
+    """Return the frames of an error and its causes, innermost first: `images/files.py:80 read_picture < ...`.
 
     Messages are left out, because a log must not contain prompts or keys.
 

@@ -11,8 +11,7 @@ from typing import Any, Literal
 
 from stillhouse.core import ImageRequest
 from stillhouse.errors import Refused
-from stillhouse.images.formats import Format
-from stillhouse.images.png import describe_request, encode_png, read_mask, read_picture
+from stillhouse.images.files import Format, describe_request, encode_png, read_mask, read_picture
 from stillhouse.serve.store.database import transaction
 from stillhouse.validation import convert
 

@@ -14,7 +14,7 @@ from threading import Condition, Thread
 from msgspec.structs import replace
 
 from stillhouse.core import Array
-from stillhouse.images.formats import encode_image
+from stillhouse.images.files import encode_image
 from stillhouse.pipelines.pipeline import Pipeline
 from stillhouse.serve.engine.executor import trajectory_of
 from stillhouse.serve.engine.job import Job

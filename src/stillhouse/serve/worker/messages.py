@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from stillhouse.images.formats import Format
+from stillhouse.images.files import Format
 from stillhouse.pipelines.resolve import Resolved
 from stillhouse.serve.engine.cost import LatencyCurve
 from stillhouse.serve.engine.job import BatchKey, StepPlan, Tier

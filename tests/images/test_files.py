@@ -1,6 +1,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -15,9 +16,11 @@ from PIL.PngImagePlugin import PngInfo
 
 from stillhouse.core import ImageRequest, Picture
 from stillhouse.errors import InvalidRequest
-from stillhouse.images.png import (
+from stillhouse.images.files import (
     MAX_PIXELS,
+    Format,
     describe_request,
+    encode_image,
     encode_png,
     read_mask,
     read_picture,
@@ -234,3 +237,24 @@ def test_a_mask_reads_brightness(tmp_path: Path) -> None:
     levels: NDArray[np.uint8] = np.array([[0, 255]], np.uint8)
     Image.fromarray(levels).save(tmp_path / "mask.png")
     assert np.array_equal(read_mask(tmp_path / "mask.png"), levels)
+
+
+def exif_record(content: bytes) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads(Image.open(BytesIO(content)).getexif()[0x010E])
+    return told
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "webp"])
+def test_a_file_carries_its_request(kind: Format) -> None:
+    told = exif_record(encode_image(picture(), kind, ImageRequest("a red circle", seed=3), "shapes"))
+    assert told["model"] == "shapes" and told["request"]["prompt"] == "a red circle"
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "webp"])
+@pytest.mark.parametrize("letter", ["a", "\u0436", "\U0001f600"])
+def test_the_longest_prompts_fit_as_far_as_they_can(kind: Format, letter: str) -> None:
+    """EXIF ends at 65,533 bytes; a letter that is no ASCII is written with six or twelve."""
+    asked = ImageRequest(10_000 * letter, negative_prompt=10_000 * letter)
+    told = exif_record(encode_image(picture(), kind, asked, "shapes"))["request"]
+    assert asked.prompt.startswith(told["prompt"]) and len(told["prompt"]) >= 2_000
+    assert asked.negative_prompt.startswith(told["negative_prompt"])
