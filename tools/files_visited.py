@@ -71,9 +71,8 @@ class Visits:
         Periodic tasks of the server are left out: they run during some recordings only, or, where each request takes
         long on a busy machine, also while there is no request.
         """
-        files = set[str].intersection(*(set(recording) for recording in self.recordings))
-        functions = {file: self.recordings[0][file] for file in sorted(files)}
-        return {file: names for file, names in functions.items() if not names <= self.idle[file]}
+        visited = ({file for file in names if names[file] - self.idle[file]} for names in self.recordings)
+        return {file: self.recordings[0][file] for file in sorted(set[str].intersection(*visited))}
 
 
 def visit_cli(visits: Visits) -> None:
