@@ -28,7 +28,9 @@ def test_with_keys_a_client_is_its_key() -> None:
 
     clients = Clients(TIERS, find_client)
     assert asyncio.run(clients.authenticate("k", "10.0.0.1")).key == "k"
-    with pytest.raises(NotAllowed, match="the request has no API key; allowed: a request with the header Authorization: Bearer KEY"):
+    with pytest.raises(
+        NotAllowed, match="the request has no API key; allowed: a request with the header Authorization: Bearer KEY"
+    ):
         asyncio.run(clients.authenticate(None, "10.0.0.1"))
 
 
