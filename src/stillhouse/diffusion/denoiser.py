@@ -1,4 +1,4 @@
-"""Denoisers: a network that runs in one call, or one split in two depths, whose deep part can be skipped."""
+"""Denoisers: networks that run in one call, and networks that are split so that their deep layers can be skipped."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,22 +10,31 @@ from numpy.typing import NDArray
 from stillhouse.core import Array
 
 Conditioning: TypeAlias = Mapping[str, NDArray[Any]]
-"""Inputs of a network besides latents and timestep, by name, for one row, without a batch axis."""
+"""Inputs of a denoiser other than latents and timestep, such as the encoded prompt, by name.
+
+Each function says whether these arrays have a batch axis.
+"""
 
 Denoiser: TypeAlias = Callable[[Array, Array, Conditioning], Array]
-"""Takes latents [R, C, h, w], timesteps [R] and conditioning [R, ...] by name; returns the output [R, c, h, w]."""
+"""A network that predicts noise, velocity or the clean picture for R rows of a batch.
+
+It takes latents [R, C, h, w], timesteps [R] and the other inputs [R, ...] by name, and returns the output [R, c, h, w].
+C is larger than c where the network has extra input channels, for example for inpainting.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class SplitDenoiser:
-    """A network in two depths, for pictures that cache its deep features.
+    """A denoiser whose deep layers can be skipped at some steps: it runs whole, or with deep features from a cache.
 
     Args:
-        full: takes the arguments of a `Denoiser`; returns the output and the deep features of the rows, [R, ...].
-        shallow: takes the deep features as a fourth argument instead of computing them; returns the output.
+        full: runs the whole network. Takes the arguments of a `Denoiser`; returns the output and the deep features of
+            the rows, [R, ...].
+        shallow: runs the network without its deep layers. Takes the arguments of a `Denoiser` and the deep features of
+            the rows, [R, ...]; returns the output.
 
-    A call of `full` may overwrite the arrays that the previous call of `full` returned, but none that `shallow`
-    returned; and the other way round.
+    Each function may overwrite the arrays that its own previous call returned, but never arrays that the other function
+    returned.
     """
 
     full: Callable[[Array, Array, Conditioning], tuple[Array, NDArray[Any]]]
@@ -33,7 +42,12 @@ class SplitDenoiser:
 
 
 class DenoiserOutput(NamedTuple):
-    """The output, float32 [R, c, h, w], and by row the deep features of the rows that ran the whole network."""
+    """The result of `run_denoiser`.
+
+    Args:
+        output: the network's output, [R, c, h, w]; float32 where it is a NumPy array.
+        deep: the deep features of each row that ran the whole network, by index of the row.
+    """
 
     output: Array
     deep: Mapping[int, NDArray[Any]]
@@ -46,13 +60,16 @@ def run_denoiser(
     conditioning: Conditioning,
     features: Sequence[NDArray[Any] | None],
 ) -> DenoiserOutput:
-    """Run the network on every row, with one call for the rows of each depth.
+    """Run the network on every row of a batch.
+
+    A `SplitDenoiser` is called once for the rows that run the whole network, and once for the rows that skip its deep
+    layers.
 
     Args:
-        denoise: the network; must be a `SplitDenoiser` where a row has features.
+        denoise: the network.
         latents: [R, C, h, w]; timesteps: [R]; conditioning: [R, ...] by name.
-        features: for each row its cached deep features, which the shallow depth runs with, or None, which runs the
-            whole network. Ignored where `denoise` is no `SplitDenoiser`.
+        features: the cached deep features of each row, or None where the row runs the whole network. Ignored unless
+            `denoise` is a `SplitDenoiser`.
     """
     if not isinstance(denoise, SplitDenoiser):
         return DenoiserOutput(_float32(denoise(latents, timesteps, conditioning)), {})

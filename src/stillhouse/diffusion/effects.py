@@ -1,4 +1,4 @@
-"""Effects on a trajectory besides its sampler: inpainting's blend with the source image, and feature caching."""
+"""Effects that act on a picture besides the sampler's steps: inpainting by blending, and caching of deep features."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,27 +14,43 @@ from stillhouse.diffusion.timestep_grid import NoiseLevel
 
 
 class Effect:
-    """An effect on one picture. The methods of this base class do nothing; an effect overrides the ones it needs."""
+    """Something that acts on one picture besides the sampler's steps, such as inpainting.
+
+    The methods of this base class do nothing; a subclass overrides those that it needs.
+    """
 
     def reuse_features(self, branches: Sequence[str], index: int) -> Sequence[NDArray[Any]] | None:
-        """Return the cached features of each branch for evaluation `index`; None to run the whole network."""
+        """Return the cached deep features of each guidance branch, or None where the whole network must run.
+
+        Args:
+            branches: names of the branches that are evaluated, for example conditional and unconditional.
+            index: number of the evaluation in the picture's trajectory, from 0.
+        """
         return None
 
     def cache_features(self, features: Mapping[str, NDArray[Any]], index: int) -> None:
-        """Store the features that the network computed at evaluation `index`, by branch."""
+        """Store the deep features, by name of the guidance branch, that the network computed at evaluation `index`."""
 
     def after_step(self, latents: Array, level: NoiseLevel) -> Array:
-        """Return the latents after the sampler's step, which ends at `level`; float32 [C, h, w]."""
+        """Change the result of a sampler's step, for example to keep a part of the picture.
+
+        Args:
+            latents: latents after the step, float32 [C, h, w].
+            level: noise level at the end of the step.
+
+        Returns:
+            the latents from which the next step starts, float32 [C, h, w].
+        """
         return latents
 
     def to_device(self, arrays: Arrays) -> Self:
-        """Return the effect with its arrays on the device of the latents."""
+        """Return the effect with its own arrays converted to the kind `arrays`, on the device of the latents."""
         return self
 
 
 @dataclass(frozen=True, slots=True)
 class InpaintBlend(Effect):
-    """Keep the source image's latents outside of the mask, for networks without inpainting channels.
+    """Inpainting with a network that has no input channels for it: the source image is kept outside of the mask.
 
     Args:
         clean: latents of the source image, float32 [C, h, w].
@@ -47,21 +63,21 @@ class InpaintBlend(Effect):
     noise: Array
 
     def after_step(self, latents: Array, level: NoiseLevel) -> Array:
-        """Return the latents, replaced outside of the mask by the source image's with the noise of `level`."""
+        """Return the latents; outside of the mask they are the source image's latents, noised to `level`."""
         source = add_noise(self.clean, self.noise, level.alpha, level.sigma)
         return source * (1 - self.mask) + latents * self.mask
 
     def to_device(self, arrays: Arrays) -> "InpaintBlend":
-        """Return the effect with its arrays on the device of the latents."""
+        """Return a copy whose `clean`, `mask` and `noise` are on the device of the latents."""
         return InpaintBlend(*(arrays.to_device(array) for array in (self.clean, self.mask, self.noise)))
 
 
 @dataclass(slots=True)
 class FeatureCache(Effect):
-    """Deep features of a split network, computed anew every `interval` evaluations.
+    """A cache of one picture's deep features, which the network computes anew every `interval` evaluations.
 
-    As in DeepCache (Ma et al., arXiv 2312.00858, section 3.3): deep features change slowly along a trajectory. Only the
-    picture's own plan decides at which evaluations they are computed.
+    As in DeepCache (Ma et al., arXiv 2312.00858, section 3.3): deep features change slowly along a trajectory. The
+    other pictures of a batch have no influence on when a picture's features are computed.
 
     Args:
         interval: largest number of evaluations from one run of the whole network to the next, 1 or more.
@@ -72,7 +88,7 @@ class FeatureCache(Effect):
     _index: int = 0
 
     def reuse_features(self, branches: Sequence[str], index: int) -> Sequence[NDArray[Any]] | None:
-        """Return the cached features of each branch; None where they are too old or a branch has no features.
+        """Return the cached features of each branch; None where they are `interval` evaluations old or incomplete.
 
         All branches of a picture are computed anew at the same evaluation, because guidance would amplify a difference
         between features of different ages.
@@ -88,5 +104,5 @@ class FeatureCache(Effect):
         return [self._features[branch] for branch in branches]
 
     def cache_features(self, features: Mapping[str, NDArray[Any]], index: int) -> None:
-        """Replace the cached features by the features of evaluation `index`, by branch, without a batch axis."""
+        """Replace the cached features by those of evaluation `index`: by branch, each an array without a batch axis."""
         self._features, self._index = features, index

@@ -24,14 +24,16 @@ MAX_GUIDANCE = 1000
 
 @dataclass(frozen=True, slots=True)
 class Guidance:
-    """The combination of branches of one picture.
+    """How the network's outputs for one picture's branches are combined: base + sum of weight * (branch - base).
+
+    A branch is one set of conditioning inputs, for example with or without the prompt.
 
     Args:
         main: name of the branch that is evaluated alone at the steps where guidance does not act.
         base: name of the branch that is subtracted from the others; None: guidance never acts.
         terms: (branch, weight) of each difference from the base; the last branch is the main branch.
-        interval: guidance acts from the first share of the trajectory up to and without the second, each from 0 (pure
-            noise) to 1 (clean) (arXiv 2404.07724).
+        interval: start and end of the part of the trajectory where guidance acts, as shares from 0 (pure noise) to 1
+            (clean); the end is excluded (arXiv 2404.07724).
         rescale: phi of arXiv 2305.08891, equation 16, 0 to 1: how far the guided output's standard deviation is
             brought back to the main branch's.
 
@@ -56,7 +58,7 @@ class Guidance:
         check_number("guidance_rescale", self.rescale, 0, 1)
         if (self.base is None) != (not self.terms) or (self.terms and self.terms[-1][0] != self.main):
             raise InvalidRequest(
-                f"guidance with the base {self.base!r}, the terms {self.terms} and the main branch {self.main!r}",
+                f"guidance has the base {self.base!r}, the terms {self.terms} and the main branch {self.main!r}",
                 allowed="no base and no terms, or a base and terms of which the main branch is the last",
             )
 
@@ -66,13 +68,19 @@ class Guidance:
         return self.base is not None and start <= progress < end
 
     def active_branches(self, progress: float) -> tuple[str, ...]:
-        """Return the branches evaluated at `progress`: the base and the terms' branches, or only the main branch."""
+        """Return the names of the branches that are evaluated at `progress`, a share of the trajectory, 0 to 1.
+
+        These are the base and then the branches of the terms; where guidance does not act, only the main branch.
+        """
         if self.base is None or not self.acts(progress):
             return (self.main,)
         return (self.base, *(branch for branch, _ in self.terms))
 
     def weights(self, progress: float) -> tuple[float, ...]:
-        """Return the weight of each difference at `progress`; a single 0 where guidance does not act."""
+        """Return the weight of each term at `progress`, a share of the trajectory, 0 to 1.
+
+        Where guidance does not act, the only weight is 0.
+        """
         return tuple(weight for _, weight in self.terms) if self.acts(progress) else (0.0,)
 
 
@@ -90,7 +98,7 @@ def classifier_free(scale: float, interval: tuple[float, float] = (0.0, 1.0), re
 
 
 def guide(base: Tensor, branches: Sequence[Tensor], weights: Sequence[Coefficient]) -> Tensor:
-    """Return base + the sum of weight * (branch - base) over the branches.
+    """Return the guided output: base + the sum of weight * (branch - base) over the branches.
 
     >>> guide(0.5, [1.0], [3.0])
     2.0
@@ -115,7 +123,7 @@ def rescale_factor(guided: Any, main: Any, share: float) -> float:
 
 
 def check_guidance_interval(interval: tuple[float, float]) -> None:
-    """Raise InvalidRequest unless the guidance interval is two shares of the trajectory, the earlier one first."""
+    """Raise InvalidRequest unless the interval is two shares of the trajectory, 0 to 1, the earlier one first."""
     if len(interval) != 2:
         raise InvalidRequest(f"guidance_interval is {interval}", allowed="two numbers from 0 to 1")
     start, end = interval

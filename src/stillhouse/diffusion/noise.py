@@ -1,4 +1,4 @@
-"""Noise of a counter-based generator: it depends on seed and step only, not on the batch or the order of pictures."""
+"""Noise of a counter-based generator: seed and step alone decide it, not the batch or the order of pictures."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from stillhouse.core import Array
 
 MAX_SEED = 2**63 - 1
 INITIAL_STEP = -1
-"""Value of `step` for the noise that a trajectory starts with."""
+"""The step to give to `gaussian` for the noise that a trajectory starts with."""
 
 
 def gaussian(seed: int, step: int, shape: Sequence[int]) -> Array:
@@ -38,7 +38,10 @@ def gaussian(seed: int, step: int, shape: Sequence[int]) -> Array:
 
 
 class _Key(ISeedSequence):
-    """Philox's key of two words. `Philox(key=...)` gives the same bits, but first gathers entropy, which is slow."""
+    """Seed and step as the key of NumPy's Philox generator.
+
+    `Philox(key=...)` gives the same bits, but first gathers entropy, which is slow.
+    """
 
     def __init__(self, seed: int, step: int) -> None:
         self.words = np.array([seed, step - INITIAL_STEP], np.uint64)

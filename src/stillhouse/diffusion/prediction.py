@@ -5,9 +5,9 @@
     v_prediction   alpha * noise - sigma * x0      (arXiv 2202.00512, appendix D)
     flow           noise - x0, the path's velocity (arXiv 2210.02747)
 
-All four are linear in z and in the network's output, so the denoised picture is a weighted sum of the two. The weights
-hold for variance-preserving and for flow schedules: the norms in the formulas below are 1 for the kind of schedule that
-does not need them.
+All four are linear in the noisy picture z and in the network's output, so the denoised picture is a weighted sum of
+both. The weights hold for variance-preserving and for flow schedules: each formula divides by a norm, which is 1 for
+the kind of schedule that the formula was published for.
 """
 
 from typing import Literal, TypeAlias
@@ -17,11 +17,13 @@ from stillhouse.diffusion.tensor import Coefficient, Tensor
 Prediction = Literal["epsilon", "sample", "v_prediction", "flow"]
 
 Weights: TypeAlias = tuple[Coefficient, Coefficient]
-"""(a, b) of the denoised picture a * z + b * output."""
+"""Weights (a, b) of the denoised picture a * z + b * output, where z is the noisy picture."""
 
 
 def denoised_weights(prediction: Prediction, alpha: Coefficient, sigma: Coefficient) -> Weights:
-    """Return (a, b) such that the denoised picture is a * z + b * output; prediction epsilon needs alpha > 0.
+    """Return (a, b) such that the denoised picture is a * z + b * output, for z = alpha * x0 + sigma * noise.
+
+    Prediction epsilon needs alpha > 0.
 
     >>> denoised_weights("v_prediction", 0.6, 0.8)
     (0.6, -0.8)

@@ -28,12 +28,14 @@ from stillhouse.diffusion.tensor import Tensor
 from stillhouse.diffusion.timestep_grid import NoiseLevel, TimestepGrid
 
 _NEARLY_PURE = 1000.0
-"""sigma / alpha above which `heun` integrates over alpha / sigma. The largest value of DDPM's linear schedule, 157, is
-below; that of squaredcos is above."""
+"""Where sigma / alpha exceeds this value, `heun` integrates over alpha / sigma instead of sigma / alpha.
+
+DDPM's linear schedule reaches a ratio of 157, so it never exceeds the value; squaredcos_cap_v2 exceeds it.
+"""
 
 
 class StepCoefficients(NamedTuple):
-    """Weights of the latents z, of the estimate of x0 and of fresh noise in a step."""
+    """Weights in a sampler's step: of the latents z, of the estimate of the clean picture x0, and of fresh noise."""
 
     z: float
     x0: float
@@ -49,8 +51,9 @@ class Evaluation:
         start, end: noise levels before and after the step.
         progress: share of the whole trajectory that is done at `start`, 0 to 1.
         coefficients: weights of the step.
-        extrapolation: half of the step's length in lambda, divided by the length of the step before. It is how far the
-            middle of the step lies beyond the latest x0.
+        extrapolation: half of the step's length, divided by the length of the step before, both in
+            lambda = log(alpha / sigma). DPM-Solver++ and UniPC extrapolate x0 by this share, to the middle of the step.
+            0 for the first and the last step.
     """
 
     level: NoiseLevel
@@ -79,13 +82,20 @@ class SamplerState(Generic[Tensor]):
 
 
 Order: TypeAlias = Literal["first", "second", "custom"]
-"""How x0 is estimated: first: the denoised picture; second: extrapolated from the last two; custom: another formula."""
+"""How a sampler estimates the clean picture x0.
+
+first: as the denoised picture. second: extrapolated from the last two denoised pictures. custom: by another formula.
+"""
 Estimated: TypeAlias = tuple[Tensor, Tensor, SamplerState[Tensor] | None]
-"""The latents to step from, the estimate of x0, and the state for the next evaluation."""
+"""Result of an `X0Estimate`: latents to step from, estimate of x0, and state for the next evaluation or None."""
 
 
 class X0Estimate(Protocol):
-    """Estimates x0 for a step: takes z, denoised picture, evaluation and state; returns latents, x0 and next state."""
+    """A function that estimates the clean picture x0 for a sampler's step.
+
+    It takes the latents z, the denoised picture, the evaluation, and the state that the previous call returned (None at
+    the first evaluation). It returns the latents to step from, the estimate of x0, and the state for the next call.
+    """
 
     def __call__(  # noqa: D102
         self, z: Tensor, denoised: Tensor, evaluation: Evaluation, state: SamplerState[Tensor] | None, /
@@ -93,9 +103,9 @@ class X0Estimate(Protocol):
 
 
 def ddim_coefficients(start: NoiseLevel, end: NoiseLevel, eta: float = 0.0) -> StepCoefficients:
-    """Return the weights of a step with a constant x0 (DDIM, arXiv 2010.02502, equations 12 and 16).
+    """Return the weights of a step from `start` to `end` with a constant x0 (DDIM, arXiv 2010.02502, eq. 12 and 16).
 
-    alpha and sigma may follow any schedule. eta = 0 is the first-order ODE step. eta = 1 is the ancestral step: DDPM's
+    The levels may be of any schedule. eta = 0 is the first-order ODE step. eta = 1 is the ancestral step: DDPM's
     posterior (arXiv 2006.11239, equation 7), Euler ancestral, and the first-order SDE-DPM-Solver++ (arXiv 2211.01095).
     """
     decay = start.alpha * end.sigma / (end.alpha * start.sigma)
@@ -105,14 +115,17 @@ def ddim_coefficients(start: NoiseLevel, end: NoiseLevel, eta: float = 0.0) -> S
 
 
 def consistency_coefficients(start: NoiseLevel, end: NoiseLevel, eta: float = 1.0) -> StepCoefficients:
-    """Return the weights of a step of consistency models: x0 plus fresh noise at the next level; z has weight 0."""
+    """Return the weights of a consistency model's step: x0 plus fresh noise at level `end`; z has weight 0.
+
+    `eta` is ignored.
+    """
     return StepCoefficients(0.0, end.alpha, end.sigma)
 
 
 def first_order(
     z: Tensor, denoised: Tensor, evaluation: Evaluation, state: SamplerState[Tensor] | None
 ) -> Estimated[Tensor]:
-    """Estimate x0 as the denoised picture."""
+    """Estimate x0 as the denoised picture. The step starts from z, and no state is kept."""
     return z, denoised, None
 
 
@@ -136,7 +149,10 @@ def heun(z: Tensor, denoised: Tensor, evaluation: Evaluation, state: SamplerStat
 def dpmpp_2m(
     z: Tensor, denoised: Tensor, evaluation: Evaluation, state: SamplerState[Tensor] | None
 ) -> Estimated[Tensor]:
-    """Estimate x0 by DPM-Solver++ 2M (arXiv 2211.01095, algorithm 2): extrapolated half an interval along lambda."""
+    """Estimate x0 by DPM-Solver++ 2M (arXiv 2211.01095, algorithm 2).
+
+    The last two denoised pictures are extrapolated to the middle of the step in lambda = log(alpha / sigma).
+    """
     return z, _extrapolate(denoised, evaluation, state), SamplerState(evaluation.level, z, denoised)
 
 
@@ -165,14 +181,20 @@ def lcm(z: Tensor, denoised: Tensor, evaluation: Evaluation, state: SamplerState
 
 
 def _extrapolate(denoised: Tensor, evaluation: Evaluation, state: SamplerState[Tensor] | None) -> Tensor:
-    """Return x0 in the middle of the step, on the line through the latest two denoised pictures."""
+    """Return x0 in the middle of the step, on the line through the last two denoised pictures.
+
+    Where there is no previous evaluation, the denoised picture is returned.
+    """
     if state is None or evaluation.extrapolation == 0:
         return denoised
     return denoised + evaluation.extrapolation * (denoised - state.denoised)
 
 
 def _corrected(denoised: Tensor, level: NoiseLevel, state: SamplerState[Tensor]) -> Tensor:
-    """Return the x0 of UniC-2 for the step from the state's level to `level`; for the first step, the x0 of UniC-1."""
+    """Return the x0 with which UniPC's corrector repeats the step from the state's level to `level`.
+
+    The corrector is UniC-2, or UniC-1 for the first step.
+    """
     if state.previous is None:
         return 0.5 * (state.denoised + denoised)
     h = level.half_log_snr - state.level.half_log_snr
@@ -186,7 +208,11 @@ def _corrected(denoised: Tensor, level: NoiseLevel, state: SamplerState[Tensor])
 
 
 def _extrapolation(before: NoiseLevel, start: NoiseLevel, end: NoiseLevel) -> float:
-    """Return `Evaluation.extrapolation`; 0 for the first step, and for the last, which is infinitely long in lambda."""
+    """Return half of the length of the step from `start` to `end`, divided by the length of the step before.
+
+    Lengths are measured in lambda = log(alpha / sigma). The result is 0 for the first step, and for the last step,
+    which is infinitely long.
+    """
     if before == start or end.sigma == 0:
         return 0.0
     center = start.half_log_snr
@@ -202,10 +228,10 @@ class Sampler:
         estimate: estimates x0 for each step.
         eta: share of fresh noise in each step, 0 to 1; None: the request's eta.
         coefficients: returns the weights of the step between two levels; they do not depend on the picture.
-        evaluates_twice: the network is evaluated at both ends of each interval but the last.
-        drops_last_level: the grid is made with one more level, and its last level is left out, as in diffusers; see
-            `timestep_grid.make_grid`.
-        order: how x0 is estimated. Where it is not custom, `step.step_batch` steps the whole batch at once.
+        evaluates_twice: whether the network is evaluated at both ends of each step, except the last step.
+        drops_last_level: whether the grid of noise levels is made with one more level, and its last noisy level is left
+            out, as in diffusers; see `timestep_grid.make_grid`.
+        order: how the sampler estimates x0. Unless it is "custom", `step.step_batch` steps the whole batch at once.
     """
 
     summary: str
@@ -228,7 +254,10 @@ class Sampler:
         return 2 * steps - 1 if self.evaluates_twice else steps
 
     def plan(self, grid: TimestepGrid, eta: float = 0.0) -> tuple[Evaluation, ...]:
-        """Return every evaluation over the grid, in order; `eta` is used where the sampler's own eta is None."""
+        """Return every network evaluation of a trajectory over the grid, in order.
+
+        `eta` is the share of fresh noise in each step, 0 to 1; it is ignored where the sampler has an eta of its own.
+        """
         eta = eta if self.eta is None else self.eta
         plan: list[Evaluation] = []
         before = grid.levels[0]

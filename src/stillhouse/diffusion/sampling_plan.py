@@ -1,4 +1,4 @@
-"""The plan of one picture's trajectory, checked and computed once, before the trajectory starts."""
+"""The sampling plan of one picture: noise levels, sampler, guidance and seed, checked before the first evaluation."""
 
 from dataclasses import dataclass, field, replace
 from typing import get_args
@@ -16,7 +16,7 @@ MAX_CACHE_INTERVAL = 1000
 
 @dataclass(frozen=True, slots=True)
 class SamplingPlan:
-    """The immutable plan of one picture.
+    """How one picture is generated: noise levels, sampler, guidance and seed. A plan never changes.
 
     Args:
         grid: the noise levels to visit.
@@ -25,10 +25,10 @@ class SamplingPlan:
         guidance: which branches are evaluated at each step, and their weights.
         eta: share of fresh noise in each step of ddim, 0 to 1.
         seed: 0 to 2**63 - 1; seed and number of the step determine all fresh noise.
-        cache_interval: the network's deep features are computed at every `cache_interval`-th evaluation, 1 (always) to
-            1000; see `effects.FeatureCache`.
-        evaluations: every evaluation of the network, in order. Where empty, they are computed from the grid; a plan
-            that is decoded from a message already has them.
+        cache_interval: the network's deep features are computed at every `cache_interval`-th evaluation and reused in
+            between, 1 (always computed) to 1000; see `effects.FeatureCache`.
+        evaluations: every evaluation of the network, in order; empty: computed from the grid. Only a plan that is
+            decoded from a message is given its evaluations.
 
     Raises:
         InvalidRequest: a name does not exist, a number is outside its range, or two values do not go together.
@@ -53,7 +53,8 @@ class SamplingPlan:
             raise InvalidRequest(f"eta is {self.eta} with sampler {self.sampler}", allowed="eta with sampler ddim")
         if self.prediction == "epsilon" and self.grid.levels[0].alpha == 0:
             raise InvalidRequest(
-                "an epsilon network at pure noise, where the noise tells nothing about the picture",
+                "the first step evaluates an epsilon network at pure noise, where the predicted noise says nothing "
+                "about the picture",
                 allowed="sample, v_prediction and flow networks at zero terminal SNR",
                 fix="use a schedule without zero_terminal_snr, or leading spacing",
             )
@@ -62,14 +63,17 @@ class SamplingPlan:
 
     @property
     def rows(self) -> tuple[int, ...]:
-        """Number of rows of a batch that each evaluation takes: one for each branch that is evaluated."""
+        """Number of batch rows that each evaluation takes, in order: one row for each guidance branch."""
         return tuple(len(self.guidance.active_branches(evaluation.progress)) for evaluation in self.evaluations)
 
     def with_grid(self, grid: TimestepGrid, guidance: Guidance | None = None) -> "SamplingPlan":
-        """Return a copy without feature caching over another grid; other guidance replaces the plan's where given."""
+        """Return a copy of the plan for another grid of noise levels, without feature caching.
+
+        `guidance` replaces the plan's guidance; None: the plan's guidance is kept.
+        """
         return replace(self, grid=grid, guidance=guidance or self.guidance, cache_interval=1, evaluations=())
 
 
 def check_cache_interval(cache_interval: int) -> None:
-    """Raise InvalidRequest unless `cache_interval` is a whole number in its range."""
+    """Raise InvalidRequest unless `cache_interval` is a whole number from 1 to 1000."""
     check_integer("cache_interval", cache_interval, 1, MAX_CACHE_INTERVAL)

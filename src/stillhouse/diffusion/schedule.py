@@ -53,9 +53,9 @@ class Schedule:
         check_number("shift", self.shift, 1e-3, 1e3)
         if self.zero_terminal_snr and self.is_flow:
             raise InvalidRequest(
-                "zero_terminal_snr with a flow schedule",
-                allowed="zero_terminal_snr with a beta schedule",
-                fix="leave it out: a flow schedule starts at pure noise",
+                "zero_terminal_snr is set for a flow schedule",
+                allowed="zero_terminal_snr for a linear, scaled_linear or squaredcos_cap_v2 schedule",
+                fix="leave zero_terminal_snr out: a flow schedule starts at pure noise",
             )
 
     @property

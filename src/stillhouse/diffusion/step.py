@@ -22,12 +22,12 @@ from stillhouse.diffusion.arrays import Arrays
 from stillhouse.diffusion.tensor import Coefficient, Tensor
 
 STEP_WEIGHTS = ("of_z", "of_output", "extrapolation", "z_weight", "x0_weight")
-"""Names of the first columns of a picture's weights; the guidance weights of its branches follow."""
+"""Names of the first five numbers in a picture's row of the weight table; its guidance weights follow them."""
 
 
 @dataclass(frozen=True, slots=True)
 class PictureStep:
-    """The step of one picture of a batch.
+    """The numbers with which one picture of a batch is guided and stepped.
 
     Args:
         rows: indices into the network's output: the row of the base branch, then the row of each other branch. A
@@ -78,7 +78,11 @@ def combine(z: Tensor, x0: Tensor, z_weight: Coefficient, x0_weight: Coefficient
 def _guide_batch(
     outputs: Array, steps: Sequence[PictureStep], weights: Any, rows: NDArray[np.int32], arrays: Arrays
 ) -> Array:
-    """Return the guided outputs, [P, C, h, w]; the branches of other pictures do not change a picture's values."""
+    """Return the guided output of each picture, [P, C, h, w].
+
+    A picture's output does not depend on how many branches the other pictures have: each further branch is added only
+    for the pictures that have one.
+    """
     base, first = (outputs[places] for places in arrays.to_device(np.ascontiguousarray(rows.T[:2])))
     guided: Array = base + (first - base) * weights[0]
     for term in range(1, len(weights)):
@@ -89,13 +93,19 @@ def _guide_batch(
 
 
 def _row_table(steps: Sequence[PictureStep]) -> NDArray[np.int32]:
-    """Return the rows of each picture, int32 [P, 1 + T]; a picture with fewer branches than others repeats its base."""
+    """Return the indices of each picture's outputs, base first, int32 [P, 1 + T], for at most T further branches.
+
+    A picture with fewer branches repeats the index of its base.
+    """
     longest = max(len(step.rows) for step in steps)
     return np.array([step.rows + step.rows[:1] * (longest - len(step.rows)) for step in steps], np.int32)
 
 
 def _weight_table(steps: Sequence[PictureStep]) -> NDArray[np.float32]:
-    """Return the weights of each picture, float32 [P, 5 + T]; 0 for branches that a picture does not have."""
+    """Return the weights of each picture, float32 [P, 5 + T]: `STEP_WEIGHTS`, then at most T guidance weights.
+
+    The weight is 0 for branches that a picture does not have.
+    """
     longest = max(len(step.guidance) for step in steps)
     return np.array(
         [step.weights + step.guidance + (0.0,) * (longest - len(step.guidance)) for step in steps], np.float32
@@ -103,5 +113,5 @@ def _weight_table(steps: Sequence[PictureStep]) -> NDArray[np.float32]:
 
 
 def _are_pairs(rows: NDArray[np.int32]) -> bool:
-    """Return whether the rows of each picture i are 2 * i and 2 * i + 1."""
+    """Return whether the row table [P, 1 + T] holds just 2 * i and 2 * i + 1 for every picture i."""
     return rows.shape[1] == 2 and bool((rows.ravel() == np.arange(rows.size)).all())

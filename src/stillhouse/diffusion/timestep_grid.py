@@ -19,7 +19,10 @@ SigmaSpacing = Literal["schedule", "karras", "exponential"]
 
 _RHO = 7.0
 _PURE_NOISE_RATIO = (2.0**24 - 1) ** 0.5
-"""Largest sigma / alpha of a grid where the schedule's is infinite: diffusers sets alphas_cumprod to 2^-24 there."""
+"""The sigma / alpha that karras and exponential grids start from at pure noise, where the true ratio is infinite.
+
+It follows from diffusers, which sets alphas_cumprod to 2^-24 there.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ class TimestepGrid:
     """The noise levels of a trajectory.
 
     Args:
-        levels: noisiest level first, CLEAN last; each has less noise than the previous one.
+        levels: noisiest level first, CLEAN last; each level has less noise than the one before.
         skipped_steps: number of steps of the full grid that are left out at its start, because the trajectory starts
             from a picture.
 
@@ -66,7 +69,9 @@ class TimestepGrid:
             raise InvalidRequest("the grid does not end at CLEAN", allowed="one or more levels, then CLEAN")
         ratios = [level.half_log_snr for level in self.levels]
         if any(after <= before for before, after in pairwise(ratios)):
-            raise InvalidRequest("the grid goes back to the same or more noise", allowed="levels from noisy to clean")
+            raise InvalidRequest(
+                "a level of the grid has no less noise than the level before", allowed="levels from noisy to clean"
+            )
 
     @property
     def steps(self) -> int:
@@ -91,8 +96,8 @@ class TimestepGrid:
     def start_at_strength(self, strength: float) -> "TimestepGrid":
         """Return the last part of the grid, for a trajectory that starts from a picture (SDEdit, arXiv 2108.01073).
 
-        The part has int(steps * strength) steps, as diffusers' `get_timesteps` gives: a grid of 20 steps at strength
-        0.5 costs 10 evaluations.
+        The part has int(steps * strength) steps, as in diffusers' `get_timesteps`: at strength 0.5, a grid of 20 steps
+        keeps 10.
 
         Args:
             strength: share of the grid, above 0 (the picture hardly changes) to 1 (the whole grid).
@@ -152,12 +157,12 @@ def make_grid(
     offset = steps_offset if spacing == "leading" and sigmas == "schedule" else 0
     check_integer("steps", steps, 1, schedule.train_steps - drop_last_level - offset)
     if schedule.is_flow and spacing == "leading":
-        raise InvalidRequest("leading spacing of a flow schedule", allowed="trailing, linspace")
+        raise InvalidRequest("spacing is leading for a flow schedule", allowed="trailing, linspace")
     return _grid(schedule, steps, spacing, sigmas, steps_offset, drop_last_level)
 
 
 def grid_from_timesteps(schedule: Schedule, timesteps: Sequence[float]) -> TimestepGrid:
-    """Return the grid over these timesteps, noisiest first, then CLEAN, for students trained on one grid.
+    """Return the grid over these timesteps, noisiest first, then CLEAN, for distilled networks trained on one grid.
 
     Args:
         schedule: noise schedule that the network was trained with.
@@ -177,7 +182,7 @@ def grid_from_timesteps(schedule: Schedule, timesteps: Sequence[float]) -> Times
     else:
         valid, allowed = (array >= 0) & (array < most) & (array == array.round()), f"whole numbers, 0 to {most - 1}"
     if not valid.all():
-        raise InvalidRequest(f"timesteps has {array[~valid][0]:g}", allowed=allowed)
+        raise InvalidRequest(f"timesteps contains {array[~valid][0]:g}", allowed=allowed)
     if schedule.is_flow:
         return _make_levels(array, 1 - array / most, array / most)
     alphas, sigmas = noise_levels(schedule)
@@ -210,7 +215,7 @@ def _spaced_timesteps(train_steps: int, count: int, spacing: Spacing, steps_offs
 def _flow_sigmas(schedule: Schedule, steps: int, spacing: Spacing) -> NDArray[np.float64]:
     if spacing == "trailing":
         return shifted(schedule, np.arange(steps, 0, -1) / steps)
-    # The lowest level is shifted twice, as in diffusers: FlowMatchEulerDiscreteScheduler takes its range from levels
+    # The lowest level is shifted twice, to equal diffusers: FlowMatchEulerDiscreteScheduler takes its range from levels
     # that are shifted already.
     lowest = noise_levels(schedule)[1][0]
     return shifted(schedule, np.linspace(1, lowest, steps))

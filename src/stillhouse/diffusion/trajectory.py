@@ -22,11 +22,14 @@ from stillhouse.errors import InvalidRequest
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Branch:
-    """One set of a network's inputs for a picture, which takes one row of a batch.
+    """One set of conditioning inputs of a picture, for example with or without its prompt.
+
+    The network evaluates each branch in a row of its batch; guidance combines the outputs.
 
     Args:
         inputs: the network's inputs besides latents and timestep, by name, without a batch axis.
-        channels: float32 [c, h, w], appended to the latents that the network sees (inpainting, InstructPix2Pix).
+        channels: float32 [c, h, w], appended to the latents as further input channels (inpainting, InstructPix2Pix);
+            None: no further channels.
     """
 
     inputs: Conditioning
@@ -37,13 +40,14 @@ class Branch:
 class Trajectory:
     """One picture while it is generated. Only `advance` changes it.
 
-    All its arrays are of one kind; see `arrays`.
+    All its arrays are of the same kind: NumPy arrays, or arrays on the device of the denoiser.
 
     Args:
         plan: noise levels, sampler and guidance; does not change after the start.
-        latents: z at the grid's first level, float32 [C, h, w].
-        branches: each branch that the plan's guidance evaluates, by name. All have inputs of the same names.
-        effects: effects besides the sampler's step. A plan that caches features adds a `FeatureCache`.
+        latents: the noisy latents z, float32 [C, h, w]; at the start, z at the grid's first level.
+        branches: each branch that the plan's guidance evaluates, by name. All branches have inputs of the same names.
+        effects: what acts besides the sampler's steps, such as inpainting. Where the plan caches features, a
+            `FeatureCache` is added.
         index: number of evaluations that are done.
         sampler_state: state of a multistep sampler; None before the first evaluation, and for single-step samplers.
         denoised: the denoised picture of the last evaluation, float32 [C, h, w]; None before the first one.
@@ -66,8 +70,8 @@ class Trajectory:
         for branch in [guidance.base, *(branch for branch, _ in guidance.terms)] if guidance.base else []:
             if branch not in self.branches or self.branches[branch].inputs.keys() != names:
                 raise InvalidRequest(
-                    f"guidance without a branch {branch!r} that has the inputs {', '.join(names)}",
-                    allowed=f"the same inputs as of branch {guidance.main!r}, or no guidance",
+                    f"guidance needs a branch {branch!r} that has the inputs {', '.join(names)}",
+                    allowed=f"a branch with the same inputs as branch {guidance.main!r}, or no guidance",
                 )
         if self.plan.cache_interval > 1:
             self.effects = (*self.effects, FeatureCache(self.plan.cache_interval))
@@ -79,7 +83,7 @@ class Trajectory:
 
     @property
     def is_done(self) -> bool:
-        """Whether the latents are clean."""
+        """Whether all evaluations are done, so that the latents are clean."""
         return self.index == len(self.plan.evaluations)
 
     @property
@@ -103,7 +107,10 @@ class Trajectory:
         return len(self.active_branches)
 
     def reuse_features(self) -> Sequence[NDArray[Any]] | None:
-        """Return cached deep features of each active branch; None where the whole network runs."""
+        """Return the cached deep features of each branch of the next evaluation, in the order of `active_branches`.
+
+        None means that the whole network must run.
+        """
         for effect in self.effects:
             if (features := effect.reuse_features(self.active_branches, self.index)) is not None:
                 return features
@@ -111,7 +118,7 @@ class Trajectory:
 
 
 class _Row(NamedTuple):
-    """One row of the batch that the network sees."""
+    """One row of the network's batch: index of its picture, guidance branch, and cached deep features or None."""
 
     picture: int
     branch: Branch
@@ -119,16 +126,17 @@ class _Row(NamedTuple):
 
 
 def advance(trajectories: Sequence[Trajectory], denoise: Denoiser | SplitDenoiser, arrays: Arrays = NUMPY) -> None:
-    """Move each picture of a mixed batch by one evaluation, with one call of the network for each depth in use.
+    """Move each picture of a batch by one evaluation, in place. The network is called once for the whole batch.
 
-    Samplers, steps, progress and guidance may differ between pictures. Sizes, and the names and shapes of inputs, must
-    be equal. If the network computes its rows independently, a picture is bit for bit the same as in a batch of its
-    own. The rows of a picture follow each other, the base branch first. If the network fails, no trajectory is changed.
+    A `SplitDenoiser` is called a second time where some pictures have cached features and others do not. Samplers,
+    steps, progress and guidance may differ between pictures. Sizes, and the names and shapes of inputs, must be equal.
+    If the network computes its rows independently, a picture is bit for bit the same as in a batch of its own. The rows
+    of a picture follow each other, the base branch first. If the network fails, no trajectory is changed.
 
     Args:
         trajectories: trajectories that are not done.
         denoise: the network; its next call may overwrite the output. Pictures with cache_interval above 1 need a
-            `SplitDenoiser`, whose shallow part runs the pictures that have cached features.
+            `SplitDenoiser`.
         arrays: kind of all arrays of the trajectories. A `SplitDenoiser` takes NumPy arrays only.
 
     Raises:
@@ -143,7 +151,8 @@ def advance(trajectories: Sequence[Trajectory], denoise: Denoiser | SplitDenoise
     outputs, deep = _run_network(trajectories, rows, z, denoise, arrays)
     steps = _picture_steps(trajectories, outputs)
     stepped, denoised = step_batch(z, outputs, steps, _previous_denoised(trajectories, z, arrays), arrays)
-    # All that can fail runs first: after an error, no trajectory is changed.
+    # Everything that can fail runs before the first trajectory is changed, so that an error leaves all of them as they
+    # were.
     states = [_sampler_step(*arguments) for arguments in zip(trajectories, z, denoised, stepped, strict=True)]
     latents = [
         _add_noise(trajectory, moved, arrays) for trajectory, (moved, _) in zip(trajectories, states, strict=True)
@@ -159,14 +168,17 @@ def advance(trajectories: Sequence[Trajectory], denoise: Denoiser | SplitDenoise
 
 def _check_batch(trajectories: Sequence[Trajectory], denoise: Denoiser | SplitDenoiser) -> None:
     if any(trajectory.is_done for trajectory in trajectories):
-        raise InvalidRequest("a finished picture in a batch", allowed="pictures that are not done")
+        raise InvalidRequest("the batch contains a picture that is already done", allowed="pictures that are not done")
     if len({trajectory.latents.shape for trajectory in trajectories}) > 1:
-        raise InvalidRequest("the batch has pictures of different sizes", allowed="one size", fix="batch them by size")
+        raise InvalidRequest(
+            "the batch contains pictures of different sizes", allowed="one size in a batch", fix="batch them by size"
+        )
     if isinstance(denoise, SplitDenoiser):
         return
     if any(trajectory.plan.cache_interval > 1 for trajectory in trajectories):
         raise InvalidRequest(
-            "cache_interval above 1 with a network in one piece", allowed="cache_interval 1, or a SplitDenoiser"
+            "a picture has cache_interval above 1, but the network is not split in two depths",
+            allowed="cache_interval 1, or a SplitDenoiser",
         )
 
 
@@ -186,7 +198,11 @@ def _run_network(
     denoise: Denoiser | SplitDenoiser,
     arrays: Arrays,
 ) -> tuple[Array, Mapping[int, NDArray[Any]]]:
-    """Return the outputs [R, C, h, w], and by row the deep features of the rows that ran the whole network."""
+    """Run the network on the rows of a batch.
+
+    Returns:
+        the outputs [R, C, h, w], and the deep features of each row that ran the whole network, by index of the row.
+    """
     levels = [trajectories[row.picture].next_evaluation.level for row in rows]
     timesteps = arrays.to_device(np.array([level.timestep for level in levels], np.float32))
     conditioning = {name: _stack_input(name, rows, arrays) for name in rows[0].branch.inputs}
@@ -199,7 +215,7 @@ def _stack_input(name: str, rows: Sequence[_Row], arrays: Arrays) -> Any:
     inputs = [row.branch.inputs[name] for row in rows]
     if len(shapes := {tuple(array.shape) for array in inputs}) > 1:
         raise InvalidRequest(
-            f"pictures whose input {name} has the shapes {', '.join(str(list(shape)) for shape in sorted(shapes))}",
+            f"in the batch, input {name} has the shapes {', '.join(str(list(shape)) for shape in sorted(shapes))}",
             allowed="inputs of one shape in a batch",
             fix="batch pictures by `Resolved.batch_key`",
         )
@@ -211,7 +227,10 @@ def _append_channels(latents: Array, channels: Sequence[Array | None], arrays: A
     if not present:
         return latents
     if len(present) < len(channels):
-        raise InvalidRequest("extra channels for some pictures of a batch", allowed="for all of them, or for none")
+        raise InvalidRequest(
+            "only some pictures of the batch have extra input channels",
+            allowed="extra channels for all pictures, or for none",
+        )
     joined: Array = arrays.concatenate([latents, arrays.stack(present)], 1)
     return joined
 
@@ -226,7 +245,7 @@ def _picture_steps(trajectories: Sequence[Trajectory], outputs: Array) -> list[P
 
 
 def _picture_step(trajectory: Trajectory, rows: tuple[int, ...], outputs: Array) -> PictureStep:
-    """Return the step of a picture whose branches' outputs are in these rows; see `step.STEP_WEIGHTS`."""
+    """Return the numbers for the step of a picture whose branches have these rows of `outputs`, base first."""
     plan, evaluation = trajectory.plan, trajectory.next_evaluation
     of_z, of_output = denoised_weights(plan.prediction, evaluation.level.alpha, evaluation.level.sigma)
     weights = plan.guidance.weights(evaluation.progress)
@@ -240,12 +259,15 @@ def _picture_step(trajectory: Trajectory, rows: tuple[int, ...], outputs: Array)
 
 
 def _extrapolates(trajectory: Trajectory) -> bool:
-    """Return whether `step_batch` needs the denoised picture of the previous evaluation."""
+    """Return whether the picture's next step needs the denoised picture of its previous evaluation."""
     return SAMPLERS[trajectory.plan.sampler].order == "second" and trajectory.sampler_state is not None
 
 
 def _previous_denoised(trajectories: Sequence[Trajectory], z: Array, arrays: Arrays) -> Array | None:
-    """Return the previous denoised pictures, z where a picture has none, or None if no picture needs them."""
+    """Return the denoised pictures of the previous evaluations, [P, C, h, w], or None if no picture needs them.
+
+    For a picture without a previous evaluation, z takes the place of its denoised picture.
+    """
     if not any(_extrapolates(trajectory) and trajectory.next_evaluation.extrapolation for trajectory in trajectories):
         return None
     previous: Array = arrays.stack(
@@ -260,7 +282,10 @@ def _previous_denoised(trajectories: Sequence[Trajectory], z: Array, arrays: Arr
 def _sampler_step(
     trajectory: Trajectory, z: Array, denoised: Array, stepped: Array
 ) -> tuple[Array, SamplerState[Array] | None]:
-    """Return the latents after the step, without noise, and the sampler's state; `stepped` is from `step_batch`."""
+    """Return the latents after the step, before fresh noise is added, and the sampler's state after the step.
+
+    `stepped` is the picture's result of `step_batch`, which is used unless the sampler has a formula of its own.
+    """
     sampler, evaluation = SAMPLERS[trajectory.plan.sampler], trajectory.next_evaluation
     if sampler.order == "custom":
         origin, x0, state = sampler.estimate(z, denoised, evaluation, trajectory.sampler_state)
@@ -280,7 +305,10 @@ def _add_noise(trajectory: Trajectory, latents: Array, arrays: Arrays) -> Array:
 
 
 def _finish_step(trajectory: Trajectory, features: Mapping[str, NDArray[Any]]) -> None:
-    """Cache the features that this evaluation computed; drop all features after the last evaluation."""
+    """Give the deep features that this evaluation computed, by branch, to the trajectory's effects, which cache them.
+
+    After the last evaluation, all cached features are dropped.
+    """
     is_last = trajectory.index + 1 == trajectory.evaluation_count
     if features or is_last:
         for effect in trajectory.effects:
