@@ -187,7 +187,7 @@ def test_step_without_jobs_does_nothing() -> None:
 def test_job_ids_are_unique_and_costs_are_required() -> None:
     engine = engine_of(FaultyExecutor(FLAT))
     engine.submit(job("one"))
-    with pytest.raises(InvalidRequest, match="second job 'one'"):
+    with pytest.raises(InvalidRequest, match="the job id 'one' is in use"):
         engine.submit(job("one"))
     with pytest.raises(InvalidRequest, match="unknown"):
         engine.submit(job("two", BatchKey("unknown", 64, 64)))

@@ -1,4 +1,4 @@
-"""Arrival processes for the simulator and the load generator."""
+"""Random arrival times of requests, for the simulator and the load generator."""
 
 import random
 from collections.abc import Iterable, Sequence
@@ -12,14 +12,14 @@ from stillhouse.serve.engine.job import BatchKey, StepPlan, Tier
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A request at a time.
+    """A simulated request and the time at which it arrives.
 
     Args:
-        time: seconds from the start.
-        tier: tier of the request.
-        key: API key, for fair queueing.
-        batch_key: pipeline and image size.
-        step_plan: rows of each evaluation.
+        time: seconds from the start of the simulation.
+        tier: service tier of the request, which sets its weight and latency target.
+        key: API key of the client; the scheduler shares the device fairly between keys.
+        batch_key: pipeline and image size; only requests with equal batch keys can share a batch.
+        step_plan: number of batch rows that each network evaluation takes.
     """
 
     time: float
@@ -31,13 +31,13 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class ArrivalClass:
-    """A class of identical requests.
+    """A class of identical simulated requests.
 
     Args:
-        share: fraction of all requests, 0 to 1.
-        tier: tier of the requests.
-        batch_key: pipeline and image size.
-        step_plan: rows of each evaluation.
+        share: fraction of all requests that belong to the class, 0 to 1.
+        tier: service tier of the requests, which sets their weight and latency target.
+        batch_key: pipeline and image size; only requests with equal batch keys can share a batch.
+        step_plan: number of batch rows that each network evaluation takes.
     """
 
     share: float
@@ -56,16 +56,17 @@ def poisson_arrivals(
     keys: int = 20,
     burst: int = 1,
 ) -> list[Arrival]:
-    """Draw open-loop arrivals with exponentially distributed interarrival times.
+    """Draw open-loop arrivals with exponentially distributed interarrival times, and return them in order of time.
 
     Args:
         classes: classes of requests; their shares sum to 1.
-        load: seconds of work that arrive per second, each request counted with its isolated latency; above 0.
+        load: seconds of work that arrive per second, each request counted with its isolated latency (the latency
+            without other requests); above 0.
         count: number of requests.
-        cost_model: isolated latencies.
+        cost_model: latency model, which gives the isolated latencies.
         seed: seed of the random numbers.
-        keys: number of API keys, all with the same rate.
-        burst: requests per arrival time; the interarrival times grow by the same factor.
+        keys: number of API keys, all with the same rate of requests.
+        burst: number of requests that arrive together; the interarrival times grow by the same factor.
 
     Raises:
         InvalidRequest: the load or the shares are out of range.
@@ -94,7 +95,15 @@ def poisson_arrivals(
 def add_flood(
     arrivals: Iterable[Arrival], arrival_class: ArrivalClass, time: float, count: int, key: str = "flood"
 ) -> list[Arrival]:
-    """Merge `count` identical requests of one key at one time into an arrival list."""
+    """Return the arrivals, in order of time, with `count` more requests that one API key sends at the same time.
+
+    Args:
+        arrivals: arrivals in order of time.
+        arrival_class: class of the additional requests; its share is not used.
+        time: seconds at which the additional requests arrive.
+        count: number of additional requests.
+        key: API key of the additional requests.
+    """
     return list(
         merge(
             arrivals,

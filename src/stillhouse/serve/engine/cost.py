@@ -9,30 +9,31 @@ from stillhouse.pipelines.batch_sizes import split_batch
 from stillhouse.serve.engine.job import BatchKey, Job, StepPlan
 
 MIN_THROUGHPUT_SHARE = 0.97
-"""Share of the best throughput that suffices for a batch size: a smaller batch delays other jobs less."""
+"""Share of the best throughput at which a batch counts as large enough; larger batches would delay other jobs more."""
 SMOOTHING = 0.05
-"""Weight of a new measurement in the exponential moving average of a slowdown."""
+"""Weight of a new measurement in the moving average of a slowdown (ratio of observed to measured seconds)."""
 MAX_OUTLIER_RATIO = 4.0
-"""Largest factor by which one measurement may differ from the current slowdown; larger ones are clipped."""
+"""Largest factor by which one observed slowdown may differ from the current average; a larger factor is clipped."""
 MAX_CURVES = 256
-"""Largest number of latency curves kept."""
+"""Largest number of latency curves that a `CostModel` keeps; it drops older unmeasured ones first."""
 
 
 @dataclass(frozen=True, slots=True)
 class LatencyCurve:
-    """Seconds of one evaluation by batch rows, and the fixed costs of an image.
+    """Seconds of one network evaluation as a function of the rows of its batch, and the fixed costs of an image.
 
     Args:
-        seconds: measured seconds by rows. Other row counts are interpolated linearly, and extrapolated beyond the last.
+        seconds: measured seconds by number of rows. Other numbers are interpolated linearly, and extrapolated beyond
+            the largest one.
         encode_text: seconds to encode a prompt.
         decode: seconds to decode an image and encode the file.
         encode_image: seconds to encode an input image.
-        is_bucketed: whether batches are padded to the measured sizes, see `pipelines.batch_sizes`. A batch then costs
-            as much as its padded size; larger batches are split.
-        saturation_rows: smallest measured row count that reaches `MIN_THROUGHPUT_SHARE` of the best throughput.
+        is_bucketed: whether batches are padded to the measured numbers of rows, see `pipelines.batch_sizes`. A batch
+            then costs as much as its padded size; larger batches are split.
+        saturation_rows: smallest measured number of rows with almost the best throughput (`MIN_THROUGHPUT_SHARE`).
 
     Raises:
-        InvalidRequest: `seconds` is empty or not above 0.
+        InvalidRequest: `seconds` is empty, or a duration or a number of rows is not above 0.
 
     >>> curve = LatencyCurve({1: 1.0, 2: 1.0, 4: 2.0})
     >>> curve.step_seconds(3), curve.step_seconds(8), curve.saturation_rows
@@ -51,14 +52,15 @@ class LatencyCurve:
     def __post_init__(self) -> None:
         if not self.seconds or min(self.seconds) < 1 or min(self.seconds.values()) <= 0:
             raise InvalidRequest(
-                f"a latency curve of {dict(self.seconds)}", allowed="seconds above 0 for batches of 1 row and more"
+                f"the measured seconds by rows of a batch are {dict(self.seconds)}",
+                allowed="seconds above 0 for one or more numbers of rows, each 1 or more",
             )
         best = max(rows / duration for rows, duration in self.seconds.items())
         candidates = [rows for rows, duration in self.seconds.items() if rows / duration >= MIN_THROUGHPUT_SHARE * best]
         object.__setattr__(self, "saturation_rows", min(candidates))
 
     def step_seconds(self, rows: int) -> float:
-        """Return the seconds of one evaluation of a batch with `rows` rows."""
+        """Return the seconds of one evaluation of a batch with this number of rows, which need not be measured."""
         if rows in self.seconds:
             return self.seconds[rows]
         sizes = sorted(self.seconds)
@@ -72,22 +74,28 @@ class LatencyCurve:
         return self.seconds[low] + slope * (rows - low)
 
     def remaining_seconds(self, step_plan: StepPlan, index: int = 0) -> float:
-        """Return the seconds from evaluation `index` to the finished image if the job runs alone."""
+        """Return the seconds from evaluation `index` (from 0) to the decoded image if the image is generated alone.
+
+        Where `index` is 0, the seconds to encode the prompt and the input images are included.
+        """
         evaluations = sum(count * self.step_seconds(rows) for rows, count in step_plan.remaining(index).items())
         return self._encode_decode_seconds(step_plan, index) + evaluations
 
     def device_seconds(self, step_plan: StepPlan, index: int = 0) -> float:
-        """Return the device seconds from evaluation `index` to the finished image if the job runs in full batches."""
+        """Return the seconds from evaluation `index` to the decoded image if other images fill the batches.
+
+        The image is charged only for its own share of each batch.
+        """
         rows_left = sum(count * rows for rows, count in step_plan.remaining(index).items())
         filled = rows_left * self.step_seconds(self.saturation_rows) / self.saturation_rows
         return min(self.remaining_seconds(step_plan, index), self._encode_decode_seconds(step_plan, index) + filled)
 
     def start_seconds(self, step_plan: StepPlan) -> float:
-        """Return the seconds before the first evaluation: text and image encoding."""
+        """Return the seconds before the first evaluation: to encode the prompt and the input images."""
         return self.encode_text + step_plan.encoded_images * self.encode_image
 
     def scale(self, factor: float) -> "LatencyCurve":
-        """Return a curve whose evaluation, decoding and image encoding take `factor` times as long."""
+        """Return a curve in which evaluation, decoding and image encoding take `factor` times as long."""
         seconds = {rows: factor * duration for rows, duration in self.seconds.items()}
         return LatencyCurve(
             seconds, self.encode_text, factor * self.decode, factor * self.encode_image, self.is_bucketed
@@ -99,10 +107,10 @@ class LatencyCurve:
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
-    """Latency curves of all batch keys, with their current slowdowns.
+    """Latency model: a latency curve for each batch key (pipeline and image size), and its current slowdown.
 
     Args:
-        curves: measured curves.
+        curves: latency curves by batch key, measured or scaled from the curve of another image size.
         slowdowns: recent ratio of observed seconds per evaluation to the seconds of the curve, by batch key; 1 if
             absent. The speed of a machine drifts while it runs. All batch sizes drift alike, so `saturation_rows` does
             not change.
@@ -112,19 +120,19 @@ class CostModel:
     slowdowns: Mapping[BatchKey, float] = field(default_factory=dict)
 
     def step_seconds(self, batch_key: BatchKey, rows: int) -> float:
-        """Return the seconds of one evaluation of a batch with `rows` rows."""
+        """Return the seconds that one evaluation of a batch with this key and number of rows takes at present."""
         return self._curve(batch_key).step_seconds(rows) * self._slowdown(batch_key)
 
     def saturation_rows(self, batch_key: BatchKey) -> int:
-        """Return the number of rows from which larger batches gain almost no throughput."""
+        """Return the number of rows above which batches with this key gain almost no throughput."""
         return self._curve(batch_key).saturation_rows
 
     def is_bucketed(self, batch_key: BatchKey) -> bool:
-        """Return whether batches are padded to the measured sizes."""
+        """Return whether batches with this key are padded to the measured numbers of rows."""
         return self._curve(batch_key).is_bucketed
 
     def isolated_seconds(self, batch_key: BatchKey, step_plan: StepPlan) -> float:
-        """Return the isolated latency: seconds of an image from start to end without other jobs."""
+        """Return the isolated latency: the seconds that one image takes, encoding and decoding included, if alone."""
         return self._curve(batch_key).remaining_seconds(step_plan) * self._slowdown(batch_key)
 
     def remaining_seconds(self, job: Job) -> float:
@@ -132,15 +140,17 @@ class CostModel:
         return self._curve(job.batch_key).remaining_seconds(job.step_plan, job.index) * self._slowdown(job.batch_key)
 
     def device_seconds(self, job: Job) -> float:
-        """Return the device seconds that a job still needs if it runs in full batches."""
+        """Return the seconds of the device that a job still needs if other jobs fill its batches."""
         return self._curve(job.batch_key).device_seconds(job.step_plan, job.index) * self._slowdown(job.batch_key)
 
     def with_slowdown(self, batch_key: BatchKey, slowdown: float) -> "CostModel":
-        """Return a copy with another slowdown for one batch key."""
+        """Return a copy in which one batch key has this slowdown (ratio of observed to measured seconds)."""
         return replace(self, slowdowns={**self.slowdowns, batch_key: slowdown})
 
     def with_measurement(self, batch_key: BatchKey, rows: int, seconds: float) -> "CostModel":
-        """Return a copy updated with one measured step. The slowdown moves by `SMOOTHING` towards the observed ratio.
+        """Return a copy whose slowdown for one batch key is updated with the seconds of one evaluation.
+
+        The slowdown moves by the share `SMOOTHING` towards the ratio of these seconds to the curve's seconds.
 
         >>> key = BatchKey("model", 64, 64)
         >>> CostModel({key: LatencyCurve({1: 1.0})}).with_measurement(key, 1, 2.0).step_seconds(key, 1)
@@ -152,10 +162,11 @@ class CostModel:
         return self.with_slowdown(batch_key, current + SMOOTHING * (clipped - current))
 
     def with_batch_key(self, batch_key: BatchKey) -> "CostModel":
-        """Return a copy with a curve for `batch_key`, scaled by pixels from the most similar size of the pipeline.
+        """Return a copy with a latency curve for `batch_key`; the model itself where it has such a curve.
 
-        Work grows at least linearly with the pixels; `with_measurement` corrects the estimate after the first steps.
-        Only the most recent unmeasured sizes are kept, so that clients with many sizes do not fill the memory.
+        A new curve is the curve of the pipeline's most similar image size, scaled by the ratio of pixels. Work grows at
+        least linearly with the pixels; `with_measurement` corrects the estimate after the first steps. Only the most
+        recent unmeasured sizes are kept, so that clients with many sizes do not fill the memory.
 
         Raises:
             InvalidRequest: no size of the pipeline was measured.
@@ -189,7 +200,10 @@ class CostModel:
 
 
 def _retained_keys(keys: Iterable[BatchKey]) -> set[BatchKey]:
-    """Return the first key of each pipeline, whose curve was measured, and the last `MAX_CURVES` / 2 keys."""
+    """Return the batch keys whose latency curves are kept, out of all keys in order of their addition.
+
+    These are the first key of each pipeline, whose curve was measured, and the last `MAX_CURVES` / 2 keys.
+    """
     first: dict[str, BatchKey] = {}
     for key in keys:
         first.setdefault(key.pipeline, key)

@@ -1,4 +1,4 @@
-"""Engine: selects a batch, runs one evaluation and finishes jobs. It has no thread of its own."""
+"""Engine: selects a batch, runs one network evaluation and finishes jobs. The caller's thread does all the work."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,13 +13,13 @@ from stillhouse.serve.engine.request_pool import RequestPool
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """Result of one engine step.
+    """Result of one engine step: one network evaluation of one batch of jobs.
 
     Args:
-        jobs: jobs that advanced by one evaluation.
+        jobs: jobs that advanced by one evaluation; empty where no job could run.
         seconds: duration of the step.
         finished: jobs whose last evaluation is done; their images are not decoded yet.
-        outputs: outputs of the jobs that failed or expired.
+        outputs: results for the clients of the jobs that failed or expired in this step.
     """
 
     jobs: tuple[Job, ...] = ()
@@ -29,13 +29,13 @@ class StepOutput:
 
 
 class Executor(Protocol):
-    """Runs network evaluations. A method that raises leaves all jobs unchanged."""
+    """The part of an engine that runs the networks. A method that raises an error leaves all jobs unchanged."""
 
     def begin(self, job: Job) -> None:
-        """Encode the inputs of a job and create its trajectory."""
+        """Prepare a job for its first evaluation: encode its prompt and images, and create its denoising state."""
 
     def advance(self, jobs: Sequence[Job]) -> None:
-        """Run one evaluation for jobs that share a batch key."""
+        """Run one network evaluation for a batch of jobs, whose batch keys must be equal."""
 
     def finish(self, job: Job) -> None:
         """Prepare the trajectory of a job for decoding after its last evaluation."""
@@ -46,10 +46,10 @@ class Engine:
     """Scheduler of one device. Not thread-safe: use from one thread.
 
     Args:
-        executor: runs the evaluations.
-        policy: selects the batch of each step.
-        cost_model: latency model.
-        clock: seconds; time.monotonic in a server, a virtual clock in simulations.
+        executor: runs the network evaluations.
+        policy: orders the jobs by priority, from which the batch of each step is selected.
+        cost_model: latency model; updated after each step.
+        clock: returns the time in seconds; time.monotonic in a server, a virtual clock in simulations.
         pool: unfinished jobs.
     """
 
@@ -65,10 +65,10 @@ class Engine:
         return self.pool.jobs
 
     def submit(self, job: Job) -> None:
-        """Add a job.
+        """Add a job to the unfinished jobs; its time of arrival is now.
 
         Raises:
-            InvalidRequest: the id is in use, or the pipeline was never measured.
+            InvalidRequest: the id is in use, or no latency of the job's pipeline was measured.
         """
         self.cost_model = self.cost_model.with_batch_key(job.batch_key)
         self.pool.add(job, self.clock(), self.cost_model)
@@ -79,7 +79,10 @@ class Engine:
         return RequestOutput(job_id, "cancelled") if job else None
 
     def step(self) -> StepOutput:
-        """Run one evaluation of one batch. Do nothing if there are no jobs."""
+        """Select a batch of jobs, run one network evaluation for it, and return what happened.
+
+        Jobs that expired, failed or had their last evaluation are removed. Without jobs, no evaluation is run.
+        """
         began = self.clock()
         expired = [job for job in self.jobs.values() if not job.index and job.expires <= began]
         outputs = [self._expire(job) for job in expired]
@@ -95,7 +98,10 @@ class Engine:
         return StepOutput(tuple(advanced), ended - began, tuple(finished), tuple(outputs))
 
     def _start(self, job: Job, outputs: list[RequestOutput]) -> bool:
-        """Start a job if it has not started yet. Return whether the job is started."""
+        """Start a job if it has not started yet, and return whether it can be advanced.
+
+        A job that cannot be started is removed, and its failure is appended to `outputs`.
+        """
         try:
             if job.index == 0:
                 self.executor.begin(job)
@@ -105,9 +111,10 @@ class Engine:
         return True
 
     def _advance(self, jobs: Sequence[Job], outputs: list[RequestOutput], is_single: bool = False) -> bool:
-        """Run one evaluation and return whether it succeeded.
+        """Run one network evaluation for a batch of jobs, and return whether it succeeded.
 
-        A failed batch is retried job by job, so that only the faulty job fails.
+        Where it failed and `is_single` is true, the only job is removed, and its failure is appended to `outputs`.
+        Otherwise no job is changed, and the caller tries each job alone, so that only the faulty job fails.
         """
         if not jobs:
             return True
@@ -124,7 +131,10 @@ class Engine:
         return True
 
     def _finish(self, job: Job, outputs: list[RequestOutput]) -> bool:
-        """Remove a job after its last evaluation. Return whether its image can be decoded."""
+        """Remove a job after its last evaluation, and return whether its image can be decoded.
+
+        Where it cannot be decoded, the failure is appended to `outputs`.
+        """
         try:
             self.executor.finish(job)
         except Exception as error:

@@ -25,21 +25,22 @@ from stillhouse.serve.engine.cost import LatencyCurve
 from stillhouse.serve.engine.job import BatchKey, Job
 
 BATCHES = (1, 2, 4, 8, 16, 32)
-"""Row counts that are measured if the pipeline has no fixed batch sizes."""
+"""Numbers of rows for which latencies are measured where the pipeline has no fixed batch sizes."""
 SLOW_CALL_SECONDS = 2.0
-"""Seconds above which a call is timed only once."""
+"""Where the first timed call takes longer than these seconds, it is the only timed call."""
 
 
 @dataclass(slots=True)
 class PipelineCache(Mapping[str, Pipeline]):
-    """Pipelines by name, loaded on first access. Use from one thread.
+    """Pipelines by name, loaded on first access and unloaded when memory is short. Use from one thread.
 
     Args:
         open_pipeline: loads a pipeline by name.
         names: names of all pipelines.
-        budget: memory budget in bytes. The requested pipeline stays loaded even if it alone exceeds the budget.
+        budget: bytes of memory above which the least recently used pipelines are unloaded. One pipeline stays loaded
+            even if it alone exceeds the budget.
         memory_used: returns the memory of this process in bytes.
-        free_memory: releases the memory of an unloaded pipeline before `memory_used` is read again.
+        free_memory: called after a pipeline is unloaded, to return its memory to the operating system.
     """
 
     open_pipeline: Callable[[str], Pipeline]
@@ -64,7 +65,11 @@ class PipelineCache(Mapping[str, Pipeline]):
         return len(self.names)
 
     def evict(self) -> list[str]:
-        """Unload least recently used pipelines until the rest fits the budget; return their names."""
+        """Unload the least recently used pipelines until the process fits its memory budget or one pipeline is left.
+
+        Returns:
+            the names of the unloaded pipelines, in order.
+        """
         evicted = []
         while len(self._loaded) > 1 and self.memory_used() > self.budget:
             name = next(iter(self._loaded))
@@ -81,41 +86,44 @@ class PipelineCache(Mapping[str, Pipeline]):
 
 @dataclass(frozen=True, slots=True)
 class PipelineExecutor:
-    """`Executor` over pipelines of this process.
+    """The `engine.Executor` that runs pipelines in this process.
 
     Args:
-        pipelines: pipelines by name.
+        pipelines: pipelines by the names that batch keys hold.
     """
 
     pipelines: Mapping[str, Pipeline]
 
     def begin(self, job: Job) -> None:
-        """Encode the prompt and the input image, and create the initial latents."""
+        """Encode a job's prompt and input image, and set `job.trajectory`, which holds the initial latents."""
         job.trajectory = self.pipelines[job.batch_key.pipeline].start(job.resolved)
 
     def advance(self, jobs: Sequence[Job]) -> None:
-        """Run one evaluation of all jobs in one batch, and wait for the device so that the engine can time it."""
+        """Run one evaluation of all jobs in one batch, and wait for the device, so that the engine can time it."""
         pipeline = self.pipelines[jobs[0].batch_key.pipeline]
         pipeline.advance([trajectory_of(job) for job in jobs])
         pipeline.synchronize()
 
     def finish(self, job: Job) -> None:
-        """Copy the final latents to host memory; another thread may decode them.
+        """Copy a job's final latents to host memory, so that another thread can decode them.
 
-        The copy is made between two steps, because a GPU would complete the next step before a later copy.
+        The copy is made at once: a copy that is queued after the next step would wait until the GPU has completed that
+        step.
         """
         trajectory = trajectory_of(job)
         trajectory.latents = self.pipelines[job.batch_key.pipeline].arrays.to_numpy(trajectory.latents)
 
 
 def trajectory_of(job: Job) -> ImageTrajectory:
-    """Return the trajectory of a started job."""
+    """Return the denoising state of a job that was started."""
     assert isinstance(job.trajectory, ImageTrajectory)
     return job.trajectory
 
 
 def default_request(manifest: Manifest, width: int | None = None, height: int | None = None) -> ImageRequest:
-    """Return a request with the pipeline's defaults; for inpainting pipelines, with a grey image and a full mask.
+    """Return a request with an empty prompt and the pipeline's default settings, for measurements.
+
+    For inpainting pipelines, the request has a grey image and a mask that covers all of it.
 
     Args:
         manifest: manifest of the pipeline.
@@ -134,21 +142,26 @@ def default_request(manifest: Manifest, width: int | None = None, height: int | 
 def measure_latency_curve(
     pipeline: Pipeline, batch_key: BatchKey, batches: Sequence[int] = (), calls: int = 3
 ) -> LatencyCurve:
-    """Measure the latency curve of a pipeline at one image size: medians over `calls` calls after a warm-up call.
+    """Measure the latencies of a pipeline at one image size: of an evaluation by batch rows, of encoding and decoding.
 
-    The warm-up call loads and compiles the networks. Measurement stops at the first batch size that fails or does not
-    raise the throughput, because larger batches are not used then. A call slower than `SLOW_CALL_SECONDS` is timed
-    once.
+    Each latency is the median of `calls` calls after a warm-up call, which loads and compiles the networks. Where a
+    call is slower than `SLOW_CALL_SECONDS`, only one call is timed. The measurement of evaluations stops at the first
+    number of rows that fails or does not raise the throughput, because larger batches are not used then.
 
     Args:
         pipeline: pipeline to measure.
-        batch_key: image size.
-        batches: row counts; empty uses the pipeline's batch sizes, or `BATCHES`.
-        calls: timed calls per measurement.
+        batch_key: width and height of the images; its pipeline is not used.
+        batches: numbers of rows; empty: the pipeline's fixed batch sizes, or `BATCHES` where it has none.
+        calls: number of timed calls for each latency.
+
+    Raises:
+        StillhouseError: even the first number of rows failed.
     """
     request = replace(default_request(pipeline.manifest, batch_key.width, batch_key.height), cache_interval=1)
     if pipeline.manifest.distilled is None:
-        request = replace(request, guidance=1.0)  # one row per image; distilled models always have one row
+        # Without guidance an image takes one row of a batch. Distilled pipelines always take one row, and may refuse
+        # guidance 1.
+        request = replace(request, guidance=1.0)
     seconds: dict[int, float] = {}
     for rows in batches or pipeline.batch_sizes or BATCHES:
         try:
@@ -158,14 +171,15 @@ def measure_latency_curve(
         except StillhouseError:
             if not seconds:
                 raise
-            break  # larger batches do not fit in memory
+            break  # this batch probably does not fit in memory, so larger ones do not either
         if rows > 2 and LatencyCurve(seconds).saturation_rows < rows:
             break
     image_seconds = 0.0
-    with suppress(StillhouseError, KeyError):  # pipelines without an image encoder reject edits
+    with suppress(StillhouseError, KeyError):  # a pipeline without an image encoder cannot encode; its time stays 0
         image = np.full((batch_key.height, batch_key.width, 3), 127, np.uint8)
         image_seconds = _median_seconds(calls, pipeline.encode_image, lambda: image)
-    texts = (replace(request, prompt=f"new {number}") for number in count())  # new, because encodings are cached
+    # Each call gets a prompt of its own, because encoded prompts are cached.
+    texts = (replace(request, prompt=f"new {number}") for number in count())
     text_seconds = _median_seconds(calls, pipeline.start, partial(next, texts))
     text_seconds = max(
         0.0, text_seconds - image_seconds * encoded_image_count(pipeline.manifest, pipeline.resolve(request).request)
@@ -177,7 +191,10 @@ def measure_latency_curve(
 
 
 def _median_seconds(calls: int, call: Callable[[Any], object], make_argument: Callable[[], Any]) -> float:
-    """Return the median seconds of a call, each with a new argument."""
+    """Return the median seconds of `calls` calls after a warm-up call; only one call is timed if it is slow.
+
+    Each call takes a new result of `make_argument`, whose time does not count.
+    """
 
     def time_call() -> float:
         argument = make_argument()
@@ -206,7 +223,7 @@ def _decode_and_encode(pipeline: Pipeline, request: ImageRequest, latents: Array
 
 
 def _random_latents(pipeline: Pipeline, batch_key: BatchKey) -> Array:
-    """Return random latents with a standard deviation of 0.5, small enough that float16 decoders do not overflow."""
+    """Return random latents, float32 [C, h, w]; their deviation of 0.5 is too small to overflow a float16 decoder."""
     latent = pipeline.manifest.latent
     shape = (latent.channels, batch_key.height // latent.downscale, batch_key.width // latent.downscale)
     return 0.5 * np.random.default_rng(0).standard_normal(shape, np.float32)

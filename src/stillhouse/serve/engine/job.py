@@ -12,7 +12,13 @@ from stillhouse.pipelines.resolve import Resolved, encoded_image_count
 
 
 class BatchKey(NamedTuple):
-    """Jobs with equal batch keys may share a batch: same pipeline, image size in pixels and padded text length."""
+    """What jobs must have in common to share a batch: pipeline, image size in pixels, and padded text length.
+
+    Args:
+        pipeline: name of the pipeline.
+        width, height: size of the image in pixels.
+        extra: further values of the pipeline's family, such as the length to which texts are padded.
+    """
 
     pipeline: str
     width: int
@@ -27,12 +33,12 @@ class BatchKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """Scheduling parameters of a tier.
+    """A service tier: how important its jobs are, and how soon they should finish.
 
     Args:
-        name: name in the settings.
+        name: name of the tier in the server's settings.
         weight: relative importance above 0. Remaining work is divided by the weight when jobs are compared.
-        slo: latency target as a multiple of the isolated latency, at least 1.
+        slo: latency target as a multiple of the isolated latency (the latency without other jobs), at least 1.
     """
 
     name: str
@@ -42,10 +48,10 @@ class Tier:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """Rows of each network evaluation of an image.
+    """The number of batch rows that each network evaluation of an image takes.
 
     Args:
-        rows: rows of a batch per evaluation: one for each branch that guidance evaluates.
+        rows: number of rows of each evaluation, in order: one for each guidance branch that is evaluated.
         encoded_images: number of input images that are encoded before the first evaluation.
 
     >>> StepPlan((2, 2, 1)).remaining(1)
@@ -64,7 +70,7 @@ class StepPlan:
         object.__setattr__(self, "_remaining", tuple(remaining[::-1]))
 
     def remaining(self, index: int) -> Mapping[int, int]:
-        """Map each number of rows, rising, to the number of evaluations from `index` on that take so many rows."""
+        """Return how many evaluations are left from evaluation `index` on, by the number of rows that they take."""
         return self._remaining[index]
 
 
@@ -74,22 +80,22 @@ class Job:
 
     Args:
         id: request id.
-        tier: requested tier, which sets weight and latency target.
-        key: API key, for fair queueing.
+        tier: service tier, which sets weight and latency target.
+        key: API key of the client; the device is shared fairly between keys.
         batch_key: equal for jobs that may share a batch.
-        step_plan: rows of each evaluation.
+        step_plan: number of batch rows of each evaluation.
         resolved: the image request with its sampling plan.
-        expires: time on the engine's clock after which an unstarted job expires.
+        expires: time on the engine's clock after which a job that has not started is dropped.
         arrived: time of arrival on the engine's clock.
         isolated_seconds: predicted latency without other jobs.
-        tag: start tag in the tier's `FairQueue`.
-        index: completed evaluations.
-        steps_skipped: consecutive engine steps without this job.
+        tag: start tag of fair queueing between API keys, in seconds of work; see `FairQueue`.
+        index: number of completed evaluations.
+        steps_skipped: number of engine steps since the job was last in a batch.
         trajectory: denoising state; None before the start.
         format: file format of the image.
         preview_steps: numbers of completed evaluations after which a preview is decoded.
         is_prompt_truncated: whether a tokenizer truncates the prompt or the negative prompt.
-        started: time on the engine's clock of the first evaluation.
+        started: time on the engine's clock at which the step of the first evaluation began.
         last_step: time on the engine's clock at which the last evaluation ended.
         batch_peers: sum over all evaluations of the other jobs in the batch.
     """
@@ -121,7 +127,7 @@ class Job:
 
     @property
     def rows(self) -> int:
-        """Return the rows of the next evaluation."""
+        """Return the number of batch rows that the next evaluation takes."""
         return self.step_plan.rows[self.index]
 
     @property
@@ -131,20 +137,20 @@ class Job:
 
     @property
     def latency_target(self) -> float:
-        """Return the latency target in seconds, queueing included."""
+        """Return the latency, in seconds from the job's arrival, that the job should not exceed."""
         return self.tier.slo * self.isolated_seconds
 
     @property
     def deadline(self) -> float:
-        """Return the time on the engine's clock at which the latency target is missed."""
+        """Return the time on the engine's clock until which the job must finish to meet its latency target."""
         return self.arrived + self.latency_target
 
     def record_batch(self, size: int, began: float, ended: float) -> None:
-        """Record that the job was in a batch.
+        """Update `started`, `last_step` and `batch_peers` after an engine step whose batch contained the job.
 
         Args:
             size: number of jobs in the batch.
-            began, ended: times on the engine's clock of the engine's step.
+            began, ended: times on the engine's clock at which the step began and ended.
         """
         self.started = self.started or began
         self.last_step = ended
@@ -152,11 +158,11 @@ class Job:
 
 
 def make_batch_key(pipeline: str, resolved: Resolved) -> BatchKey:
-    """Return the batch key of a request for the pipeline of that name."""
+    """Return the batch key of a resolved request for the pipeline with this name."""
     width, height, *extra = resolved.batch_key
     return BatchKey(pipeline, width, height, tuple(extra))
 
 
 def plan_steps(manifest: Manifest, resolved: Resolved) -> StepPlan:
-    """Return the rows of each evaluation of a request and its number of input images."""
+    """Return the step plan of a resolved request: batch rows of each evaluation, and number of images to encode."""
     return StepPlan(resolved.plan.rows, encoded_image_count(manifest, resolved.request))

@@ -1,4 +1,4 @@
-"""Outputs of a request: its previews and its final result, with the description of an error."""
+"""What a worker sends for a request: previews, and at the end the image or the description of an error."""
 
 import traceback
 from pathlib import Path
@@ -15,11 +15,11 @@ FinishReason = Literal["finished", "failed", "cancelled", "expired"]
 queue timeout passed before the start.
 """
 _MAX_FRAMES = 24
-"""Largest number of frames of a traceback summary, innermost first."""
+"""Largest number of stack frames in a traceback summary; the innermost frames are kept."""
 
 
 class RequestOutput(msgspec.Struct, frozen=True, tag=True):
-    """The end of a request: the worker's message, the event of the request's stream, and its result.
+    """How a request ended, with its image or its error. The worker sends it to the server as a message.
 
     Args:
         id: request id.
@@ -31,7 +31,7 @@ class RequestOutput(msgspec.Struct, frozen=True, tag=True):
         queue_seconds: seconds from arrival to the first evaluation.
         denoise_seconds: seconds from the first evaluation to the end of the last one.
         decode_seconds: seconds from the last evaluation to the image file.
-        batch_peers: mean number of other images in the batches of the request.
+        batch_peers: mean number of other images in the batches that the request was part of.
         is_prompt_truncated: whether a tokenizer truncated the prompt or the negative prompt.
     """
 
@@ -53,9 +53,9 @@ class PreviewImage(msgspec.Struct, frozen=True, tag=True):
 
     Args:
         id: request id.
-        index: completed evaluations.
+        index: number of completed evaluations.
         content: WebP file; empty if decoding failed.
-        number: index of the preview among those that the client gets, from 0; set by the server.
+        number: place of the preview among the previews that the client gets, from 0; set by the server.
     """
 
     id: str
@@ -65,12 +65,12 @@ class PreviewImage(msgspec.Struct, frozen=True, tag=True):
 
 
 def failed_output(request_id: str, error: Exception, action: str = "inference") -> RequestOutput:
-    """Return the output of a request that failed with an error, and drop the error's traceback.
+    """Return the result of a request that failed with an error. A StillhouseError loses its traceback and its causes.
 
     Args:
         request_id: id of the request.
-        error: its message is kept if it is a StillhouseError; any other error is described as a failure of `action`.
-        action: what failed.
+        error: the error. The message of a StillhouseError is kept; any other error becomes "ACTION failed with ...".
+        action: what failed, as the message's subject.
     """
     summary = traceback_summary(error)
     if not isinstance(error, StillhouseError):

@@ -1,6 +1,6 @@
-"""Scheduling policies: the order of jobs, from which the batch of the next step and the admission of a job follow.
+"""Scheduling policies, which order jobs by priority; the choice of a step's batch and the admission of new jobs.
 
-Policies are pure and stateless, so the server, the tests and the simulator share the same objects.
+Policies have no state and no side effects, so the server, the tests and the simulator share the same objects.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,13 +13,13 @@ from stillhouse.serve.engine.cost import CostModel
 from stillhouse.serve.engine.job import Job
 
 RETRY_SECONDS = 1.0
-"""Retry-After in seconds when no job waits for a step but images are being decoded."""
+"""Seconds of a rejected job's Retry-After where no job waits for a step, so that no finish time can be predicted."""
 Reason = Literal["queue", "deadline"]
-""""queue": too many unfinished jobs. "deadline": the predicted completion exceeds the allowed latency."""
+"""Why a job is rejected: "queue": too many jobs are unfinished; "deadline": its predicted latency is too long."""
 
 
 class Policy(Protocol):
-    """Order of jobs by priority."""
+    """A scheduling policy: it orders jobs by priority."""
 
     def order(self, jobs: Sequence[Job], now: float, cost: CostModel) -> list[Job]:
         """Return all jobs, the highest priority first.
@@ -32,11 +32,12 @@ class Policy(Protocol):
 
 
 def select_batch(policy: Policy, jobs: Sequence[Job], now: float, cost: CostModel) -> list[Job]:
-    """Return the jobs of the next step: the first job of the policy's order and further jobs of its batch key that fit.
+    """Return the jobs of the next step: the job with the highest priority, and further jobs that fit in its batch.
 
-    The total rows are at most the saturation rows of the batch key, except for a single larger job. If batches are
-    padded to fixed sizes, the last jobs are dropped when a smaller batch has a higher throughput. The result is empty
-    only if there are no jobs.
+    Further jobs are taken in order of priority and have the same batch key. The batch has at most the saturation rows
+    of the batch key (more rows gain almost no throughput), unless its first job alone has more. If batches are padded
+    to fixed sizes, the last jobs are left out where a smaller batch has a higher throughput. The result is empty only
+    if there are no jobs.
     """
     if not jobs:
         return []
@@ -52,7 +53,7 @@ def select_batch(policy: Policy, jobs: Sequence[Job], now: float, cost: CostMode
 
 
 def _best_batch_size(batch: Sequence[Job], cost: CostModel) -> int:
-    """Return how many of the first jobs give the most rows per second."""
+    """Return how many jobs of `batch`, counted from its first, to run together for the most rows per second."""
     sums = accumulate(job.rows for job in batch)
     rates = [(rows / cost.step_seconds(batch[0].batch_key, rows), count) for count, rows in enumerate(sums, 1)]
     return max(rates)[1]
@@ -60,7 +61,7 @@ def _best_batch_size(batch: Sequence[Job], cost: CostModel) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """A rejected job.
+    """The answer to a job that is not admitted.
 
     Args:
         reason: why the job is rejected.
@@ -73,14 +74,15 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class AdmissionLimits:
-    """Limits of admission.
+    """Limits above which a new job is rejected.
 
     Args:
-        max_jobs: largest number of unfinished jobs of all tiers.
+        max_jobs: largest number of unfinished jobs, of all service tiers together.
         max_lateness: largest predicted latency as a multiple of the latency target; infinite admits every job.
-        margin: reserve as a multiple of the isolated latency, subtracted from the limit. The reserve covers decoding,
-            the network and later arrivals, which the prediction does not contain. Without a reserve, every job admitted
-            under overload would finish at the last moment or just after it.
+        margin: reserve that is subtracted from the largest predicted latency, as a multiple of the isolated latency
+            (the latency without other jobs). The reserve covers decoding, the network and later arrivals, which the
+            prediction does not contain. Without a reserve, every job admitted under overload would finish at the last
+            moment or just after it.
     """
 
     max_jobs: int = 256
@@ -88,7 +90,10 @@ class AdmissionLimits:
     margin: float = 0.0
 
     def allowed_seconds(self, job: Job) -> float:
-        """Return the largest predicted latency in seconds for a job; at least its isolated latency."""
+        """Return the largest predicted latency in seconds with which a job is admitted.
+
+        It is never less than the job's isolated latency (the latency without other jobs).
+        """
         return max(job.isolated_seconds, self.max_lateness * job.latency_target - self.margin * job.isolated_seconds)
 
 
@@ -100,15 +105,15 @@ def check_admission(
     cost: CostModel,
     limits: AdmissionLimits = AdmissionLimits(),
 ) -> Rejection | None:
-    """Return why a job is rejected, or None to admit it. The arguments are not changed.
+    """Return why a new job is rejected, or None where it is admitted. The arguments are not changed.
 
     Args:
-        job: job with `arrived`, `isolated_seconds` and `tag` set as by `RequestPool.estimate`.
-        jobs: admitted jobs in order of arrival.
-        policy: scheduling policy.
-        now: current time in seconds.
+        job: the new job, whose `arrived`, `isolated_seconds` and `tag` were set by `RequestPool.estimate`.
+        jobs: admitted and unfinished jobs, in order of arrival.
+        policy: scheduling policy, which orders the jobs by priority.
+        now: current time in seconds, on the clock of `Job.arrived`.
         cost: latency model.
-        limits: limits of admission.
+        limits: largest number of jobs and largest predicted latency.
     """
     if len(jobs) >= limits.max_jobs:
         return Rejection("queue", min(predict_finish_times(jobs, policy, now, cost).values(), default=RETRY_SECONDS))
@@ -117,10 +122,10 @@ def check_admission(
 
 
 def predict_finish_times(jobs: Sequence[Job], policy: Policy, now: float, cost: CostModel) -> dict[Job, float]:
-    """Predict the seconds until each job finishes if no other job arrives.
+    """Predict the seconds from `now` until each job finishes if no other job arrives.
 
-    The prediction assumes that jobs earlier in the policy's order run in full batches, and that the job itself runs
-    alone.
+    The prediction for a job assumes that the jobs before it in the policy's order run first, in full batches, and that
+    the job itself then runs alone.
     """
     seconds: dict[Job, float] = {}
     queued_seconds = 0.0
@@ -132,28 +137,29 @@ def predict_finish_times(jobs: Sequence[Job], policy: Policy, now: float, cost: 
 
 @dataclass(frozen=True, slots=True)
 class SortedPolicy:
-    """Policy that sorts all jobs by one key.
+    """Policy that sorts all jobs by one value.
 
     Args:
-        sort_key: function of job, time in seconds and latency model; the smallest value has the highest priority.
+        sort_key: takes a job, the time in seconds and the latency model; returns the value to sort by. The job with the
+            smallest value has the highest priority.
     """
 
     sort_key: Callable[[Job, float, CostModel], Any]
 
     def order(self, jobs: Sequence[Job], now: float, cost: CostModel) -> list[Job]:
-        """Implement `Policy.order`."""
+        """Return all jobs by rising `sort_key`, the highest priority first."""
         return sorted(jobs, key=lambda job: self.sort_key(job, now, cost))
 
 
 @dataclass(frozen=True, slots=True)
 class SlackPolicy:
-    """Default policy: weighted shortest remaining time among feasible jobs, with bounded delay of late jobs.
+    """Default policy: weighted shortest remaining time first, and a bounded delay for jobs that miss their target.
 
-    Jobs that can still meet their latency target precede jobs that cannot. Within each of these two groups, jobs are
-    sorted by remaining seconds divided by the tier's weight (Smith's rule, 1956): short jobs preempt long jobs, which
-    lose little. Within a tier, the start tags of `FairQueue` are added, so that a job queues behind earlier work of its
-    own key. A job that has waited `overdue_factor` times its latency target is sorted as if feasible, to bound its
-    delay.
+    Feasible jobs, which can still meet their latency target, precede late jobs, which cannot. Feasible and late jobs
+    are each sorted by remaining seconds divided by the service tier's weight (Smith's rule, 1956): short jobs preempt
+    long jobs, which lose little. Within a tier, the start tags of `FairQueue` are added to the remaining seconds, so
+    that a job queues behind earlier work of its own API key. A job that has waited `overdue_factor` times its latency
+    target is overdue, and sorted as if feasible.
 
     The earliest late job receives the slack of the feasible jobs (slack stealing, Lehoczky and Ramos-Thuel, RTSS 1992):
     it gets one step in `late_interval` if all feasible jobs still meet their targets with `margin` to spare.
@@ -165,8 +171,8 @@ class SlackPolicy:
         overdue_factor: multiple of the latency target after which a job is overdue; at least 1.
         late_interval: steps between two steps of the earliest late job, at least 1. Smaller values delay short jobs
             more.
-        margin: reserve of feasible jobs as a multiple of their isolated latency. Larger values keep more targets and
-            delay late jobs more.
+        margin: time by which feasible jobs must still finish early when a late job gets a step, as a multiple of their
+            isolated latency (the latency without other jobs). Larger values keep more targets and delay late jobs more.
         overdue_interval: steps between two guaranteed steps of the first overdue job, at least 2. Smaller values bound
             the delay more tightly and miss more targets.
     """
@@ -177,7 +183,7 @@ class SlackPolicy:
     overdue_interval: int = 8
 
     def order(self, jobs: Sequence[Job], now: float, cost: CostModel) -> list[Job]:
-        """Implement `Policy.order`."""
+        """Return all jobs, the highest priority first: feasible before late jobs, or one late job before all others."""
         first: dict[str, float] = {}
         for job in jobs:
             first[job.tier.name] = min(job.tag, first.get(job.tier.name, job.tag))
@@ -216,16 +222,17 @@ class SlackPolicy:
 
 
 def can_yield_step(order: Sequence[Job], candidate: Job, now: float, cost: CostModel, margin: float = 0.0) -> bool:
-    """Return whether `candidate` can take one step without a feasible job missing its target.
+    """Return whether a late job can take one step without making another job miss its latency target.
 
-    The other jobs are assumed to run one after another in the given order.
+    The other jobs are assumed to run one after another in the given order. Jobs that miss their target anyway do not
+    count.
 
     Args:
         order: all jobs by priority.
         candidate: job of `order` that would take the step.
-        now: current time in seconds.
+        now: current time in seconds, on the clock of `Job.arrived`.
         cost: latency model.
-        margin: reserve as in `SlackPolicy`.
+        margin: time by which the other jobs must still finish early, as a multiple of their isolated latency.
     """
     step_seconds = cost.step_seconds(candidate.batch_key, candidate.rows)
     ends = now

@@ -1,4 +1,4 @@
-"""Request pool: all unfinished jobs with the bookkeeping that policies need, and fair queueing between keys.
+"""Request pool: all unfinished jobs with the bookkeeping that policies need, and fair queueing between API keys.
 
 The engine has one pool. The dispatcher keeps a copy for each worker, updated from the worker's messages.
 
@@ -19,22 +19,22 @@ from stillhouse.serve.engine.job import Job
 
 @dataclass(slots=True)
 class FairQueue:
-    """Start and finish tags of one tier, in seconds of work.
+    """Fair queueing between the API keys of one service tier. Tags and virtual time are in seconds of work.
 
     Args:
-        virtual_time: start tag of the latest job in service.
-        finish_tags: finish tag of the last job, by key.
+        virtual_time: largest start tag of a job that was served.
+        finish_tags: finish tag of each key's last job, by key.
     """
 
     virtual_time: float = 0.0
     finish_tags: dict[str, float] = field(default_factory=dict)
 
     def assign_tag(self, key: str, seconds: float) -> float:
-        """Return the start tag of an arriving job and update the finish tag of its key.
+        """Return the start tag of an arriving job, and add the job's seconds to the finish tag of its key.
 
         Args:
-            key: API key.
-            seconds: isolated latency of the job.
+            key: API key of the job.
+            seconds: latency of the job without other jobs.
 
         >>> queue = FairQueue()
         >>> [queue.assign_tag("many", 5.0), queue.assign_tag("many", 5.0), queue.assign_tag("few", 5.0)]
@@ -46,46 +46,46 @@ class FairQueue:
         return tag
 
     def peek_tag(self, key: str) -> float:
-        """Return the start tag that a job of this key would get now."""
+        """Return the start tag that a job of this API key would get now, without adding the job."""
         return max(self.virtual_time, self.finish_tags.get(key, self.virtual_time))
 
     def advance(self, tag: float) -> None:
-        """Advance the virtual time to the tag of a job that was served."""
+        """Advance the virtual time to `tag`, the start tag of a job that was served; never turn it back."""
         self.virtual_time = max(self.virtual_time, tag)
 
 
 @dataclass(slots=True)
 class RequestPool:
-    """Unfinished jobs in order of arrival, and one fair queue per tier. Not thread-safe."""
+    """Unfinished jobs in order of arrival, and one fair queue for each service tier. Not thread-safe."""
 
     _jobs: dict[str, Job] = field(default_factory=dict)
     _queues: dict[str, FairQueue] = field(default_factory=dict)
 
     @property
     def jobs(self) -> Mapping[str, Job]:
-        """Return all jobs by id."""
+        """Return the unfinished jobs by id, in order of arrival."""
         return MappingProxyType(self._jobs)
 
     def add(self, job: Job, now: float, cost: CostModel) -> None:
-        """Add a job and set its arrival time, isolated latency and start tag.
+        """Add a job, and set its time of arrival to `now`, its isolated latency and its start tag of fair queueing.
 
         Raises:
             InvalidRequest: the id is in use.
         """
         if job.id in self._jobs:
-            raise InvalidRequest(f"a second job {job.id!r}", allowed="an id of its own for each job")
+            raise InvalidRequest(f"the job id {job.id!r} is in use", allowed="an id of its own for each job")
         self.estimate(job, now, cost)
         self._queue(job).assign_tag(job.key, job.isolated_seconds)
         self._jobs[job.id] = job
 
     def estimate(self, job: Job, now: float, cost: CostModel) -> None:
-        """Set arrival time, isolated latency and start tag of a job without adding it."""
+        """Set a job's time of arrival, isolated latency and start tag as `add` does, but do not add the job."""
         job.arrived = now
         job.isolated_seconds = cost.isolated_seconds(job.batch_key, job.step_plan)
         job.tag = self._queue(job).peek_tag(job.key)
 
     def record_step(self, jobs: Iterable[Job]) -> None:
-        """Record one step: `jobs` advanced by one evaluation, all other jobs were skipped."""
+        """Record an engine step that advanced `jobs` by one evaluation and skipped all other jobs of the pool."""
         for job in self._jobs.values():
             job.steps_skipped += 1
         for job in jobs:
@@ -94,7 +94,7 @@ class RequestPool:
             self._queue(job).advance(job.tag)
 
     def remove(self, job_id: str) -> Job | None:
-        """Remove and return a job, or None if there is none with this id."""
+        """Remove the job with this id and return it; return None if there is none."""
         return self._jobs.pop(job_id, None)
 
     def _queue(self, job: Job) -> FairQueue:

@@ -22,7 +22,7 @@ class SimulatedJob:
 
     Args:
         job: the job.
-        finished: time of completion in virtual seconds.
+        finished: time on the virtual clock, in seconds, at which its image was decoded.
     """
 
     job: Job
@@ -30,23 +30,23 @@ class SimulatedJob:
 
     @property
     def seconds(self) -> float:
-        """Return the latency in seconds."""
+        """Return the latency in seconds, from arrival to decoded image."""
         return self.finished - self.job.arrived
 
     @property
     def is_in_time(self) -> bool:
-        """Return whether the latency target was met."""
+        """Return whether the job met its latency target."""
         return self.finished <= self.job.deadline
 
 
 @dataclass(slots=True)
 class VirtualExecutor:
-    """Executor that advances a virtual clock by the predicted seconds, decoding included.
+    """An `engine.Executor` that runs no network, and advances a virtual clock by the predicted seconds instead.
 
     Args:
-        cost_model: latency model.
-        now: virtual time in seconds.
-        finish_times: virtual time at which each finished job was decoded, by job id.
+        cost_model: latency model, which predicts the seconds.
+        now: time on the virtual clock, in seconds.
+        finish_times: time on the virtual clock at which each finished job was decoded, by job id.
     """
 
     cost_model: CostModel
@@ -54,31 +54,31 @@ class VirtualExecutor:
     finish_times: dict[str, float] = field(default_factory=dict)
 
     def clock(self) -> float:
-        """Return the virtual time in seconds."""
+        """Return the time on the virtual clock, in seconds."""
         return self.now
 
     def begin(self, job: Job) -> None:
-        """Advance the clock by the encoding time, see `engine.Executor`."""
+        """Advance the virtual clock by the seconds that a job's prompt and images take to encode."""
         self.now += self.cost_model.curves[job.batch_key].start_seconds(job.step_plan)
 
     def advance(self, jobs: Sequence[Job]) -> None:
-        """Advance the clock by one evaluation, see `engine.Executor`."""
+        """Advance the virtual clock by the seconds of one network evaluation for a batch of these jobs."""
         self.now += self.cost_model.step_seconds(jobs[0].batch_key, sum(job.rows for job in jobs))
 
     def finish(self, job: Job) -> None:
-        """Advance the clock by the decoding time and record it."""
+        """Advance the virtual clock by the seconds that a job's image takes to decode, and record the job's end."""
         self.now += self.cost_model.curves[job.batch_key].decode
         self.finish_times[job.id] = self.now
 
 
 def make_virtual_engine(policy: Policy, cost: CostModel) -> tuple[Engine, VirtualExecutor]:
-    """Return an engine and its virtual executor."""
+    """Return an engine that runs on a virtual clock, and the executor that advances this clock."""
     executor = VirtualExecutor(cost)
     return Engine(executor, policy, cost, executor.clock), executor
 
 
 def simulate(arrivals: Iterable[Arrival], policy: Policy, cost: CostModel) -> list[SimulatedJob]:
-    """Serve arrivals, which are sorted by time, and return the finished jobs in order of completion."""
+    """Simulate a server for these arrivals, sorted by time, and return the finished jobs in order of completion."""
     engine, executor = make_virtual_engine(policy, cost)
     finished: list[SimulatedJob] = []
 
@@ -91,7 +91,7 @@ def simulate(arrivals: Iterable[Arrival], policy: Policy, cost: CostModel) -> li
         executor.now = max(executor.now, arrival.time)
         job = Job(str(number), arrival.tier, arrival.key, arrival.batch_key, arrival.step_plan, NO_REQUEST)
         engine.submit(job)
-        job.arrived = arrival.time  # the job arrived during the last step, not now
+        job.arrived = arrival.time  # `submit` has set the current time, but the job arrived during the last step
     while engine.jobs:
         step()
     return finished
