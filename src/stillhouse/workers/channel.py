@@ -29,7 +29,7 @@ class TransportClosed(ConnectionError):
 class Transport(Protocol):
     """One end of a connection that carries whole messages, in order, both ways.
 
-    Several threads may send while one receives; any thread may close it.
+    Several threads may send while one receives; any thread may close the connection.
     """
 
     def send(self, content: bytes) -> None:
@@ -47,13 +47,13 @@ class Transport(Protocol):
         """
 
     def wait(self, timeout: float | None) -> bool:
-        """Wait until `receive` would not block.
+        """Wait until a message has arrived or the other end is gone.
 
         Args:
-            timeout: seconds; 0: return at once; None: wait without a limit.
+            timeout: seconds to wait at most; 0: return at once; None: no limit.
 
         Returns:
-            True where there is a message or the other end is gone.
+            whether `receive` would return or raise without blocking; False: the timeout has passed.
         """
 
     def close(self) -> None:
@@ -74,7 +74,11 @@ class SocketTransport:
         self._poll.register(connection, select.POLLIN)
 
     def send(self, content: bytes) -> None:
-        """Send one message; see `Transport`."""
+        """Send one message. Blocks while the other end does not receive.
+
+        Raises:
+            TransportClosed: the other end is gone.
+        """
         header = _LENGTH.pack(len(content))
         try:
             with self._send_lock:
@@ -87,7 +91,11 @@ class SocketTransport:
             raise TransportClosed("the other end of the socket is gone") from error
 
     def receive(self) -> bytes:
-        """Return the next message; see `Transport`."""
+        """Wait for the next message and return it.
+
+        Raises:
+            TransportClosed: the other end is gone.
+        """
         try:
             with self._receive_lock:
                 (size,) = _LENGTH.unpack(self._read(_LENGTH.size))
@@ -96,19 +104,20 @@ class SocketTransport:
             raise TransportClosed("the other end of the socket is gone") from error
 
     def wait(self, timeout: float | None) -> bool:
-        """Wait for a message; see `Transport`."""
+        """Return whether a message arrives, or the other end goes, within `timeout` seconds (None: no limit)."""
         is_closed = self._connection.fileno() < 0
         return is_closed or bool(self._poll.poll(None if timeout is None else 1000 * timeout))
 
     def close(self) -> None:
-        """Close the socket; see `Transport`."""
+        """Close the socket. Calls that wait in other threads end, and these and later calls raise TransportClosed."""
         with suppress(OSError):
-            self._connection.shutdown(socket.SHUT_RDWR)  # close() alone would not end the calls of other threads
+            # The shutdown ends the calls of other threads that wait for the socket, which close() would not do.
+            self._connection.shutdown(socket.SHUT_RDWR)
         with self._send_lock, self._receive_lock:
             self._connection.close()
 
     def _read(self, size: int) -> bytes:
-        """Wait for `size` bytes and return them."""
+        """Wait until `size` bytes have arrived, and return them. TransportClosed: the other end is gone."""
         parts: list[bytes] = []
         while size:
             # MSG_WAITALL reads a large message into one piece of memory. A signal may end the call early, so it is
@@ -122,10 +131,10 @@ class SocketTransport:
 
 
 class Channel(Generic[Sent, Received]):
-    """One end of a transport that sends messages of one type and receives messages of another.
+    """One end of a connection that sends messages of one type and receives messages of another type.
 
     Args:
-        transport: carries the messages.
+        transport: carries the encoded messages.
         received: type of the messages that are received: a struct, or a union of tagged structs.
     """
 
@@ -134,7 +143,11 @@ class Channel(Generic[Sent, Received]):
         self._decoder = make_decoder(received)
 
     def send(self, message: Sent) -> None:
-        """Send a message. TransportClosed: the other end is gone."""
+        """Send a message.
+
+        Raises:
+            TransportClosed: the other end is gone.
+        """
         self.transport.send(encode_message(message))
 
     def receive(self) -> Received:

@@ -23,7 +23,7 @@ _EXIT_SECONDS = 30.0
 
 
 class WorkerError(Exception):
-    """A worker process did not do what was requested. The message is a sentence for a report."""
+    """A worker process failed: it ended, took too much time or memory, or could not be started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,8 @@ class WorkerProcess(Generic[Sent, Received]):
         working_directory: directory in which the process runs; None: that of this process.
         log_file: file to which the output of the process is appended; None: the output goes where this process's goes.
         environment: variables of the process, in addition to those of this process.
-        memory: measured and checked while a reply is awaited.
+        memory: how its memory is measured, and the limit that is checked while `request` waits for a reply; None:
+            memory is not measured.
     """
 
     def __init__(
@@ -72,13 +73,13 @@ class WorkerProcess(Generic[Sent, Received]):
 
     @property
     def channel(self) -> Channel[Sent, Received]:
-        """The channel to the process, once it was started."""
+        """The channel for messages to and from the process, which must have been started."""
         assert self._channel is not None
         return self._channel
 
     @property
     def pid(self) -> int:
-        """The id of the process, and of its group."""
+        """The id of the process, which is also the id of its process group; the process must have been started."""
         assert self._process is not None
         return self._process.pid
 
@@ -93,7 +94,7 @@ class WorkerProcess(Generic[Sent, Received]):
         return self.memory.resident_bytes(self.pid) if self.memory and self.is_alive else 0
 
     def start(self) -> None:
-        """Start the process.
+        """Start the process and open the channel to it.
 
         Raises:
             WorkerError: the operating system refused to start the process.
@@ -108,19 +109,23 @@ class WorkerProcess(Generic[Sent, Received]):
         self._channel = Channel(SocketTransport(ours), self._received)
 
     def send(self, message: Sent) -> None:
-        """Send a message. WorkerError: the process has ended."""
+        """Send a message to the process.
+
+        Raises:
+            WorkerError: the process has ended.
+        """
         try:
             self.channel.send(message)
         except TransportClosed:
             raise WorkerError(self.exit_reason()) from None
 
     def request(self, message: Sent, name: str, timeout: float) -> Received:
-        """Send a message and wait for the reply. A process that exceeds its time or memory is killed.
+        """Send a message, wait for the reply and return it. A process that exceeds its time or memory is killed.
 
         Args:
             message: the request.
-            name: what the request is called in an error.
-            timeout: seconds until the reply.
+            name: what the request is called in the message of an error.
+            timeout: seconds that the process has for its reply.
 
         Raises:
             WorkerError: the process died, took longer than `timeout`, or exceeded its memory limit.
@@ -141,10 +146,10 @@ class WorkerProcess(Generic[Sent, Received]):
             raise WorkerError(self.exit_reason()) from None
 
     def kill(self, *, wait: bool = True) -> None:
-        """Kill the process with its group, and close the channel.
+        """Kill the process and all processes of its group, and close the channel.
 
         Args:
-            wait: return only when the process has ended. This takes seconds where the process holds much memory.
+            wait: whether to return only when the process has ended, which takes seconds where it holds much memory.
         """
         if self._process is not None:
             with suppress(ProcessLookupError, PermissionError):
@@ -190,7 +195,7 @@ class WorkerProcess(Generic[Sent, Received]):
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                start_new_session=True,  # so that Ctrl-C in a terminal does not reach the worker
+                start_new_session=True,  # a session of its own keeps Ctrl-C in a terminal from the worker
                 cwd=self.working_directory,
                 env={**os.environ, **self.environment} if self.environment else None,
             )
@@ -210,7 +215,7 @@ class WorkerProcess(Generic[Sent, Received]):
             self.kill()
             sizes = [f"{count / 2**30:.1f} GiB" for count in (used, others, self.memory.limit)]
             shared = f" beside {sizes[1]} of the processes that share its limit" if self.memory.others else ""
-            raise WorkerError(f"it took {sizes[0]} of memory{shared}, more than the {sizes[2]} allowed")
+            raise WorkerError(f"its process took {sizes[0]} of memory{shared}, more than the {sizes[2]} allowed")
 
 
 @dataclass(slots=True)
@@ -231,18 +236,18 @@ class Backoff:
     _delay: float = 0.0
 
     def next_delay(self) -> float:
-        """Return the seconds to wait now."""
+        """Return the seconds to wait before the next restart, and set a longer delay for the restart after it."""
         delay = self._delay
         self._delay = min(max(2 * delay, self.first), self.longest)
         return delay
 
     def reset(self) -> None:
-        """Start again with a delay of 0; called when the process has started well."""
+        """Make the next delay 0 again. To be called when the process has started well."""
         self._delay = 0.0
 
 
 def connect_to_parent(received: Any) -> Channel[Any, Any]:
-    """Return the channel to the parent, the process that started this one. This process ends when its parent does.
+    """Return the channel to the parent, the process that started this one. From now on, this process ends with it.
 
     Args:
         received: type of the messages that this process receives, as in `Channel`.

@@ -23,7 +23,7 @@ def test_a_pipeline_is_named_by_its_content(tmp_path: Path) -> None:
 
 
 def test_another_pipeline_at_the_location_is_refused() -> None:
-    with pytest.raises(PipelineError, match=f"holds shapes-3@.*allowed: {SHAPES}.*restart the server"):
+    with pytest.raises(PipelineError, match=f"holds the pipeline shapes-3@.*allowed: {SHAPES}.*restart the server"):
         locate_pipeline(PipelineReference(SHAPES, "shapes-3"))
     with pytest.raises(UnknownModel, match="there is no model 'shape'"):
         locate_pipeline(PipelineReference(SHAPES, "shape"))

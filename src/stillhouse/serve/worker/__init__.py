@@ -1,1 +1,1 @@
-"""Worker processes, which run pipelines, and their supervisor in the server."""
+"""The server's worker processes, which run pipelines, and the supervisor that starts them and exchanges messages."""

@@ -25,11 +25,11 @@ PREVIEW_QUALITY = 80
 
 @dataclass(slots=True)
 class DecodeThread:
-    """Queue of images to decode and the thread that decodes them.
+    """Queue of images and previews to decode, and the thread that decodes them.
 
     Args:
-        on_decoded: called in the decode thread with every result.
-        clock: seconds on the clock of the jobs' times.
+        on_decoded: called in the decode thread with every decoded image or preview.
+        clock: returns the time in seconds, on the clock of the times in a `Job`.
     """
 
     on_decoded: Callable[[RequestOutput | PreviewImage], None]
@@ -41,19 +41,22 @@ class DecodeThread:
     _thread: Thread | None = None
 
     def start(self) -> None:
-        """Start the thread."""
+        """Start the thread that decodes."""
         self._thread = Thread(target=self._run, name="decode", daemon=True)
         self._thread.start()
 
     def submit(self, job: Job, pipeline: Pipeline) -> None:
-        """Queue a job after its last evaluation and drop a pending preview of it."""
+        """Queue a job's image for decoding after its last evaluation, and drop its preview if one is still queued."""
         with self._work:
             self._previews.pop(job.id, None)
             self._images.append(partial(_decode_final, job, pipeline, self.clock))
             self._work.notify()
 
     def submit_preview(self, job: Job, pipeline: Pipeline) -> None:
-        """Queue the current estimate of the clean latents as a preview. It replaces a pending preview of the job."""
+        """Queue a job's current estimate of the clean latents as a preview, in place of its preview that still waits.
+
+        The latents are copied to host memory before the return.
+        """
         trajectory = trajectory_of(job)
         assert trajectory.denoised is not None
         latents = pipeline.arrays.to_numpy(trajectory.denoised)
@@ -63,12 +66,12 @@ class DecodeThread:
             self._work.notify()
 
     def drop_preview(self, job_id: str) -> None:
-        """Drop a pending preview of a job."""
+        """Remove a job's preview from the queue, if one is still queued."""
         with self._work:
             self._previews.pop(job_id, None)
 
     def close(self) -> None:
-        """Decode all queued images and stop the thread."""
+        """Wait until every queued image and preview is decoded, and stop the thread."""
         with self._work:
             self._is_open = False
             self._work.notify()
@@ -106,7 +109,7 @@ def _decode_final(job: Job, pipeline: Pipeline, clock: Callable[[], float]) -> R
 
 
 def _decode_preview(job_id: str, index: int, pipeline: Pipeline, latents: Array) -> PreviewImage:
-    """Return a preview. Errors give an empty preview, because the final image reports them."""
+    """Decode latents to a preview. Where decoding fails, the preview is empty: the final image reports the error."""
     try:
         return PreviewImage(job_id, index, encode_image(pipeline.decode(latents), "webp", quality=PREVIEW_QUALITY))
     except Exception:

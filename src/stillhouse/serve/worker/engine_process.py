@@ -1,7 +1,7 @@
 """The worker process of a server: `python -m stillhouse.serve.worker.engine_process`.
 
-The main thread runs the engine: it receives commands, runs steps and sends events. A second thread decodes pictures.
-The process ends when the server closes the channel or dies.
+The main thread receives commands, runs the scheduling engine step by step, and sends events. A second thread decodes
+pictures. The process ends when the server closes the channel or dies.
 """
 
 import os
@@ -45,8 +45,11 @@ from stillhouse.workers.channel import Channel, TransportClosed
 from stillhouse.workers.process import connect_to_parent
 
 REPORT_SECONDS = 0.1
-"""Longest time in seconds until steps are reported. Any other event is sent with the steps so far, so the last step of
-a picture is reported with the picture. A separate report would wake the server while the picture is decoded."""
+"""Longest time in seconds for which finished steps are collected before they are reported to the server.
+
+Every other event, such as a decoded picture, is preceded by a report of the steps so far. The last step of a picture is
+thus reported with the picture: a report of its own would wake the server while the picture is decoded.
+"""
 
 
 @dataclass(slots=True)
@@ -54,9 +57,9 @@ class Worker:
     """The main loop of a worker process, which serves one device.
 
     Args:
-        channel: commands from the server, and events to it.
-        engine: batches and advances the requests.
-        pipelines: the pipelines, by name.
+        channel: brings commands from the server, and takes events to the server.
+        engine: schedules the requests and runs the network evaluations.
+        pipelines: the pipelines that the worker serves, by name.
     """
 
     channel: Channel[Event, WorkerConfig | Command]
@@ -71,7 +74,7 @@ class Worker:
         self._decoder = DecodeThread(self._send)
 
     def run(self) -> None:
-        """Serve requests until the server is gone."""
+        """Serve requests until the server closes the channel or dies."""
         self._decoder.start()
         with suppress(TransportClosed):
             while True:
@@ -80,7 +83,7 @@ class Worker:
                     self._step()
 
     def _receive(self) -> None:
-        """Handle every command that has arrived; wait for a command if there are no requests."""
+        """Handle every command that has arrived. Where there are no requests, wait for the next command."""
         while self.channel.transport.wait(0 if self.engine.jobs else None):
             self._handle_command(self.channel.receive())
 
@@ -92,7 +95,7 @@ class Worker:
             if output := self.engine.cancel(command.id):
                 self._send(output)
         else:
-            raise ValueError("the server sent a second WorkerConfig")
+            raise ValueError("the server sent a second WorkerConfig; only its first message may be one")
 
     def _submit(self, command: Submit) -> None:
         try:
@@ -120,7 +123,8 @@ class Worker:
         if self._steps and began - self._unreported_since >= REPORT_SECONDS:
             self._send()
         if any(job.index == 1 for job in step.jobs):
-            self.pipelines.evict()  # the first step of a job may open networks, which may exceed the memory limit
+            # The first step of a job may open networks, and these may exceed the memory limit.
+            self.pipelines.evict()
 
     def _step_stats(self, step: StepOutput) -> StepStats:
         batch_key = step.jobs[0].batch_key
@@ -129,7 +133,7 @@ class Worker:
         return StepStats([job.id for job in step.jobs], batch_key, rows, step.seconds, slowdown)
 
     def _send(self, *events: Event) -> None:
-        """Send a report of the steps that were not reported yet, then the events."""
+        """Send the server a report of the steps that were not reported yet, if any, and then the events."""
         with self._report_lock:
             steps, self._steps = self._steps, []
             for event in (StepReport(steps), *events) if steps else events:
@@ -137,7 +141,10 @@ class Worker:
 
 
 def make_job(command: Submit, pipeline: Pipeline, now: float) -> Job:
-    """Return the job of a `Submit`; `now` is the time on the engine's clock."""
+    """Return the scheduler's job for a `Submit` (the server's command to generate a picture).
+
+    `now` is the time in seconds on the engine's clock, from which the request's expiry counts.
+    """
     return Job(
         command.id,
         command.tier,
@@ -153,17 +160,17 @@ def make_job(command: Submit, pipeline: Pipeline, now: float) -> Job:
 
 
 def fits_tokenizers(pipeline: Pipeline, request: ImageRequest) -> bool:
-    """Return whether no tokenizer truncates a prompt of the request."""
+    """Return whether all tokenizers of the pipeline read the whole prompt and negative prompt of the request."""
     texts = (request.prompt, request.negative_prompt)
     return all(tokenizer.fits(text) for tokenizer in pipeline.tokenizers.values() for text in texts)
 
 
 def preview_steps(count: int, evaluations: int) -> frozenset[int]:
-    """Return the numbers of completed evaluations after which previews are made.
+    """Return the numbers of completed evaluations after which previews are made, evenly spread.
 
     Args:
-        count: number of previews, evenly spread.
-        evaluations: number of evaluations of the picture; no preview is made before the first or after the last.
+        count: number of previews; fewer are made where the picture has too few evaluations.
+        evaluations: number of evaluations of the picture. No preview is made before the first or after the last one.
 
     >>> sorted(preview_steps(3, 8)), sorted(preview_steps(3, 2))
     ([2, 4, 6], [1])
@@ -172,7 +179,7 @@ def preview_steps(count: int, evaluations: int) -> frozenset[int]:
 
 
 def measure_curves(pipelines: PipelineCache) -> dict[BatchKey, LatencyCurve]:
-    """Measure the latency of every pipeline at its default size."""
+    """Measure every pipeline at its default image size, and return the latency curves by batch key."""
     curves = {}
     for name in pipelines:
         pipeline = pipelines[name]
@@ -183,13 +190,14 @@ def measure_curves(pipelines: PipelineCache) -> dict[BatchKey, LatencyCurve]:
 
 
 def main() -> None:
-    """Serve requests until the server is gone."""
+    """Run the worker process: receive the `WorkerConfig`, then serve requests until the server is gone."""
     channel: Channel[Event, WorkerConfig | Command] = connect_to_parent(WorkerConfig | Command)
-    # Service managers send SIGTERM to all processes of a service. A worker ignores it, because the server decides when
-    # the worker ends.
+    # A worker ignores Ctrl-C and SIGTERM, which service managers send to all processes of a service, because the server
+    # decides when the worker ends.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    # The warning contains a part of the prompt, and prompts must not be logged. The client is told in its response.
+    # The warning is not printed, because it contains a part of the prompt, and prompts must not be logged. The response
+    # tells the client that the prompt was truncated.
     warnings.simplefilter("ignore", PromptTruncated)
     with suppress(TransportClosed):
         config = channel.receive()
@@ -198,7 +206,10 @@ def main() -> None:
 
 
 def _serve(channel: Channel[Event, WorkerConfig | Command], config: WorkerConfig) -> None:
-    """Open and measure the pipelines, and run the engine."""
+    """Open the pipelines, measure them unless the config brings latencies, and serve requests until the server is gone.
+
+    Where a pipeline cannot be opened, send `WorkerFailed` and return.
+    """
     pipelines = PipelineCache(lambda name: _open_pipeline(config, name), tuple(config.pipelines), config.memory)
     try:
         curves = dict(config.curves) or measure_curves(pipelines)
@@ -222,5 +233,5 @@ def _open_pipeline(config: WorkerConfig, name: str) -> Pipeline:
 
 if __name__ == "__main__":
     main()
-    # A usual exit could block, because runtimes may wait for their threads. No output is pending.
+    # A usual exit could block, because runtimes may wait for their threads. This ends at once and loses no output.
     os._exit(0)

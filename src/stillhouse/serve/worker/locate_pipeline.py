@@ -1,4 +1,4 @@
-"""References to pipelines in messages: a name with a checksum, and a directory on the worker's host."""
+"""How a server tells a worker which pipeline to open: by name, checksum, and directory on the worker's host."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ class PipelineReference(msgspec.Struct, frozen=True):
     """A pipeline, and where a worker may find it.
 
     Args:
-        id: name and checksum; see `pipeline_id`.
+        id: name and checksum of the pipeline, `NAME@CHECKSUM`; see `pipeline_id`.
         location: name of an embedded model, or a directory on the worker's host.
     """
 
@@ -27,17 +27,17 @@ def pipeline_id(manifest: Manifest) -> str:
 
 
 def locate_pipeline(reference: PipelineReference) -> Path:
-    """Return the directory of a pipeline on this host.
+    """Return the directory of a pipeline on this host, after a check of its name and checksum.
 
     Raises:
-        UnknownModel: there is no pipeline at the location.
-        PipelineError: the location holds another pipeline, or other files.
+        UnknownModel: there is no pipeline at the reference's location.
+        PipelineError: the pipeline there has another name, or other files, than the reference says.
     """
     directory = find_pipeline(reference.location)
     if (local_id := pipeline_id(read_manifest(directory))) != reference.id:
         raise PipelineError(
-            f"{directory} holds {local_id}",
-            allowed=f"{reference.id}, which the server has",
+            f"{directory} holds the pipeline {local_id}",
+            allowed=f"{reference.id}, the pipeline that the server has",
             fix="restart the server if its pipeline was changed, or copy the pipeline to this host",
         )
     return directory

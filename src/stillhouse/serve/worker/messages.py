@@ -1,7 +1,7 @@
 """Messages between a server and its workers.
 
-A message holds no time of a clock and no identifier that is valid on one host only, except directories, which say where
-the worker's host may find files.
+Server and worker may run on different hosts. A message therefore holds no time of a clock, and nothing that is valid on
+one host only, except directories on the worker's host.
 """
 
 from typing import TypeAlias
@@ -17,16 +17,16 @@ from stillhouse.serve.worker.locate_pipeline import PipelineReference
 
 
 class WorkerConfig(msgspec.Struct, frozen=True, tag=True):
-    """The first message to a worker.
+    """The first message to a worker: which pipelines it serves, and how.
 
     Args:
         pipelines: the pipelines to serve, by the name that `Submit` and batch keys use.
-        policy: scheduling policy, a name out of `policy.POLICIES`.
-        memory: bytes that all open pipelines may use together.
+        policy: name of the scheduling policy, a key of `policy.POLICIES`.
+        memory: bytes of memory that the process may use before it unloads pipelines.
         backend, precision, threads: as in `stillhouse.load`.
-        cache: directory of compiled networks on the worker's host.
-        curves: measured latencies by batch key; empty, the worker measures them.
-        device: the only GPU that the worker sees, as in CUDA_VISIBLE_DEVICES; None, all of them.
+        cache: directory of compiled networks on the worker's host; None: the default of each backend.
+        curves: measured latencies by batch key; empty: the worker measures them.
+        device: the only GPU that the worker sees, as in CUDA_VISIBLE_DEVICES; None: all GPUs.
     """
 
     pipelines: dict[str, PipelineReference]
@@ -41,18 +41,18 @@ class WorkerConfig(msgspec.Struct, frozen=True, tag=True):
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
-    """Generate a picture.
+    """The server's command to generate a picture.
 
     Args:
         id: request id.
-        tier: service tier of the client.
-        key: API key of the client; shares of the device are fair between keys.
+        tier: service tier of the client, which sets weight and latency target.
+        key: API key of the client; the device is shared fairly between keys.
         batch_key: equal for jobs that may share a batch; its pipeline is a name in `WorkerConfig.pipelines`.
-        step_plan: rows of each evaluation.
-        resolved: the request with its plan; the worker does not resolve or plan it again.
-        expires_in: seconds after which the request is not started any more; None, it never expires.
+        step_plan: number of batch rows of each network evaluation.
+        resolved: the request with every default filled in, and its sampling plan.
+        expires_in: seconds after which the request is not started any more; None: it never expires.
         format: file format of the picture.
-        previews: number of previews to send.
+        previews: number of previews to send, evenly spread over the evaluations.
     """
 
     id: str
@@ -67,25 +67,25 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
-    """Cancel a request."""
+    """The server's command to cancel the request with this id."""
 
     id: str
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """The worker's pipelines are open, and their latencies are measured."""
+    """The worker's event that it can take requests, with the latency curves of its pipelines by batch key."""
 
     curves: list[tuple[BatchKey, LatencyCurve]]
 
 
 class WorkerFailed(msgspec.Struct, frozen=True, tag=True):
-    """A pipeline cannot be opened; the worker ends."""
+    """The worker's event that a pipeline cannot be opened, with the error's message; the worker ends after it."""
 
     error: str
 
 
 class StepStats(msgspec.Struct, frozen=True):
-    """One step of the engine.
+    """One step of a worker's engine: one network evaluation of one batch.
 
     Args:
         jobs: ids of the requests that were advanced by one evaluation.
@@ -103,9 +103,9 @@ class StepStats(msgspec.Struct, frozen=True):
 
 
 class StepReport(msgspec.Struct, frozen=True, tag=True):
-    """The steps since the last report, in order.
+    """The worker's event that lists the engine's steps since the last report, in order.
 
-    Several steps share a message, because each message wakes the server, which takes processor time from the runtime.
+    Several steps share a message, because each message wakes the server and so takes processor time from the networks.
     """
 
     steps: list[StepStats]

@@ -21,11 +21,14 @@ from stillhouse.workers.process import Backoff, WorkerProcess
 log = logging.getLogger(__name__)
 
 MIN_RESTART_DELAY, MAX_RESTART_DELAY = 0.25, 30.0
-"""Seconds before the second restart of a worker that dies before it is ready, and the longest delay."""
+"""Delay in seconds before the second restart of a worker that dies before it is ready, and limit of later delays.
+
+The first restart has no delay; see `Backoff`.
+"""
 
 
 class WorkerSupervisor(Protocol):
-    """The operations with which `WorkerHandle` controls a worker."""
+    """The operations with which the server's `WorkerHandle` controls a worker."""
 
     config: WorkerConfig
 
@@ -36,23 +39,23 @@ class WorkerSupervisor(Protocol):
         """Send a command without waiting."""
 
     def mark_ready(self) -> None:
-        """Note that the worker has become ready."""
+        """Note that the worker has become ready, so that it is restarted without delay when it dies."""
 
     def kill(self) -> None:
-        """Kill the worker; another one is started."""
+        """Kill the worker, for example when it hangs; another worker is started in its place."""
 
     def close(self) -> None:
-        """Kill the worker for good."""
+        """Kill the worker and start no other worker."""
 
 
 @dataclass(slots=True)
 class ProcessSupervisor:
-    """Supervisor of one local worker process. Its methods and its callbacks are called in the server's event loop.
+    """Supervisor of one worker process on this host. Its methods and callbacks are called in the server's event loop.
 
     Args:
         config: the first message to each worker that is started.
-        on_event: called with each event.
-        on_death: called after the worker has died, before another one is started.
+        on_event: called with each event that the worker sends.
+        on_death: called after the worker has died, before another worker is started.
     """
 
     config: WorkerConfig
@@ -65,7 +68,11 @@ class ProcessSupervisor:
     _restart_timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Start the process, and the threads that send and receive."""
+        """Start the worker process, a thread that sends it commands, and a thread that receives its events.
+
+        Raises:
+            WorkerError: the operating system refused to start the process.
+        """
         device = self.config.device
         environment = None if device is None else {"CUDA_VISIBLE_DEVICES": device}
         process = WorkerProcess[WorkerConfig | Command, Event](
@@ -88,12 +95,12 @@ class ProcessSupervisor:
         self._backoff.reset()
 
     def kill(self) -> None:
-        """Kill the process; `on_death` follows."""
+        """Kill the process without waiting for its end; `on_death` is called later, and another process is started."""
         if self._process:
             self._process.kill(wait=False)
 
     def close(self) -> None:
-        """Kill the process for good."""
+        """Kill the process, wait for its end, and start no other process."""
         self._is_closed = True
         if self._restart_timer:
             self._restart_timer.cancel()
@@ -116,9 +123,12 @@ class ProcessSupervisor:
         self._restart_timer = asyncio.get_running_loop().call_later(delay, self.start)
 
     def _receive(self, process: WorkerProcess[WorkerConfig | Command, Event], loop: asyncio.AbstractEventLoop) -> None:
-        """Deliver events until the worker is gone; a worker whose messages cannot be read is killed."""
+        """Pass events to the event loop until the worker is gone; then report its end. Runs in a thread of its own.
+
+        A worker whose messages cannot be read is killed.
+        """
         channel = process.channel
-        with suppress(RuntimeError):  # the event loop may be closed already
+        with suppress(RuntimeError):  # a closed event loop refuses events, and nobody needs them any more
             try:
                 while True:
                     loop.call_soon_threadsafe(self._deliver, process, channel.receive())
