@@ -195,10 +195,10 @@ LAYER = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
     [
         ({"unet.mid_block.no_such_layer.lora_A.weight": (4, 32), "unet.mid_block.no_such_layer.lora_B.weight": (64, 4)},
          "1 layers are not in this denoiser, such as mid_block_no_such_layer"),
-        ({f"{LAYER}.lora_A.weight": (4, 33), f"{LAYER}.lora_B.weight": (64, 4)}, r"for another denoiser: \[64, 32\]"),
-        ({f"{LAYER}.lora_A.weight": (4, 32)}, "1 keys are no LoRA"),
-        ({f"{LAYER}.hada_w1_a": (4, 32)}, "1 keys are no LoRA of denoiser, such as .*hada_w1_a"),
-        ({"text_encoder_2.layer.lora_A.weight": (4, 32)}, "1 keys are no LoRA of denoiser, such as text_encoder_2"),
+        ({f"{LAYER}.lora_A.weight": (4, 33), f"{LAYER}.lora_B.weight": (64, 4)}, r"for another denoiser: here \[64, 32"),
+        ({f"{LAYER}.lora_A.weight": (4, 32)}, "1 keys are not LoRA"),
+        ({f"{LAYER}.hada_w1_a": (4, 32)}, "1 keys are not LoRA of denoiser, such as .*hada_w1_a"),
+        ({"text_encoder_2.layer.lora_A.weight": (4, 32)}, "1 keys are not LoRA of denoiser, such as text_encoder_2"),
         ({}, "none at all"),
     ],
 )  # fmt: skip
@@ -217,7 +217,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "settings.safetensors", {"lora_adapter_metadata": "{"})
     for text, message in (
         (str(tmp_path / "none.safetensors"), "does not exist"),
-        (str(tmp_path / "text.safetensors"), "is no safetensors file"),
+        (str(tmp_path / "text.safetensors"), "is not a safetensors file"),
         (str(tmp_path / "settings.safetensors"), "the settings of .* are broken"),
         (f"{tmp_path / 'text.safetensors'}:much", "allowed: FILE or FILE:WEIGHT"),
         (f"{tmp_path / 'text.safetensors'}:nan", "allowed: FILE or FILE:WEIGHT"),

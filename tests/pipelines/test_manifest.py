@@ -112,7 +112,7 @@ def test_a_step_cache_of_another_graph_is_refused(directory: Path) -> None:
     cut = StepCache("unet/full.onnx", "unet/shallow.onnx")
     int8 = Component("trials/unet/int8/model.onnx", "trials/unet/int8/model.onnx")
     with pytest.raises(
-        PipelineError, match=r"unet/full.onnx was not split from the denoiser's trials/.*leave step_cache out"
+        PipelineError, match=r"unet/full.onnx was not split from the denoiser's graph trials/.*leave step_cache out"
     ):
         write_manifest(directory, replace(MINIMAL, components={"denoiser": int8}, step_cache=cut))
 
@@ -204,7 +204,7 @@ def test_a_file_of_another_size(directory: Path) -> None:
     write_manifest(directory, MINIMAL)
     (directory / "unet/weights.safetensors").write_bytes(bytes(ALWAYS_HASHED_BYTES))
     with pytest.raises(
-        TamperedFile, match=f"has {ALWAYS_HASHED_BYTES:,} bytes, its manifest says {ALWAYS_HASHED_BYTES + 1:,}"
+        TamperedFile, match=f"has {ALWAYS_HASHED_BYTES:,} bytes, but its manifest says {ALWAYS_HASHED_BYTES + 1:,}"
     ):
         read_manifest(directory)
 
@@ -220,11 +220,11 @@ def test_a_file_that_is_gone(directory: Path) -> None:
     ("change", "message"),
     [
         (lambda document: document.update(version=3), r"version 3; allowed: versions 1 to 2; import the model again"),
-        (lambda document: document.pop("version"), r"\$.version is missing"),
+        (lambda document: document.pop("version"), "has no field version"),
         (lambda document: document.pop("latent"), r"is broken: \$.latent is missing"),
         (lambda document: document["defaults"].update(steps="many"), r"\$.defaults.steps is 'many'"),
-        (lambda document: document["defaults"].update(steps=4), r"was edited: \$.checksum"),
-        (lambda document: document.pop("checksum"), r"was edited: \$.checksum"),
+        (lambda document: document["defaults"].update(steps=4), "was edited: its checksum"),
+        (lambda document: document.pop("checksum"), "was edited: its checksum"),
         (
             lambda document: document["sampling"]["schedule"].update(beta_end=2.0),
             r"\$.sampling.schedule is refused: beta_end is 2.0",
@@ -245,7 +245,10 @@ def test_a_file_that_is_gone(directory: Path) -> None:
             lambda document: document["components"]["denoiser"].update(stream=2),
             r"\$.components.denoiser.stream is not known here; allowed: graph, weights, backend",
         ),
-        (lambda document: document.update(family="flux"), r"\$.family is 'flux'; allowed: stable-diffusion, stable-d"),
+        (
+            lambda document: document.update(family="flux"),
+            "the family 'flux', which is not installed; allowed: stable-d",
+        ),
     ],
 )
 def test_a_broken_manifest(directory: Path, change: Callable[[dict[str, Any]], object], message: str) -> None:
@@ -328,10 +331,10 @@ def test_every_field_of_version_1_is_read() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"defaults": {**VERSION_1["defaults"], "steps": 4}}, r"was edited: \$.checksum"),
+        ({"defaults": {**VERSION_1["defaults"], "steps": 4}}, "was edited: its checksum"),
         ({"defaults": {**VERSION_1["defaults"], "step": 4}}, r"\$.defaults.step is not known here; allowed: steps"),
-        ({"components": []}, r"is broken: \$ cannot be read as version 1"),
-        ({"tokenizers": []}, r"is broken: \$ cannot be read as version 1"),
+        ({"components": []}, "is broken: the document cannot be read as version 1"),
+        ({"tokenizers": []}, "is broken: the document cannot be read as version 1"),
     ],
 )
 def test_a_broken_manifest_of_version_1(tmp_path: Path, change: dict[str, Any], message: str) -> None:

@@ -35,7 +35,7 @@ def test_the_manifest_may_shorten_guidance_and_keep_features() -> None:
 
 
 def test_kept_features_need_a_network_that_is_cut() -> None:
-    said = "cache_interval is 2 for tiny, whose denoiser is in one piece; allowed: cache_interval 1; .*`stillhouse acc"
+    said = "cache_interval is 2 for tiny, whose denoiser is not split .*; allowed: cache_interval 1; .*`stillhouse acc"
     with pytest.raises(InvalidRequest, match=said):
         resolve(MANIFEST, ImageRequest("", cache_interval=2))
     assert resolve(CUT, ImageRequest("", cache_interval=2)).plan.cache_interval == 2
@@ -103,11 +103,11 @@ def test_a_network_that_is_told_its_guidance_takes_one_row() -> None:
         ({"image": IMAGE, "strength": 0.0}, "strength"),
         ({"image": IMAGE, "strength": 1.5}, "strength is 1.5; allowed: a number from 0 to 1"),
         ({"image": IMAGE, "strength": 0.01}, "leaves no step.*raise the strength"),
-        ({"image": IMAGE, "width": 64}, "the image is 32x48, the request's size is 64x48; .*resize the image"),
+        ({"image": IMAGE, "width": 64}, "the image is 32x48, but the request's size is 64x48; .*resize the i"),
         ({"image": IMAGE[:47]}, "height is 47; allowed: multiples of 16; try 32 or 48 and resize the image"),
         ({"image": IMAGE[..., 0]}, r"image is uint8 \[48, 32\]; allowed: uint8 \[height, width, 3\]"),
         ({"image": IMAGE.astype(float)}, r"image is float64"),
-        ({"image": IMAGE, "mask": MASK[:16]}, "the mask is 32x16, the image 32x48; .*resize the mask"),
+        ({"image": IMAGE, "mask": MASK[:16]}, "the mask is 32x16, but the image is 32x48; .*resize the mask"),
         ({"image": IMAGE, "mask": MASK[..., None]}, r"mask is uint8 \[48, 32, 1\]"),
         ({"guidance_rescale": 2.0}, "guidance_rescale is 2.0"),
         ({"guidance_interval": (0.5, 0.2)}, "guidance_interval"),

@@ -1,1 +1,1 @@
-"""Pipelines at run time: read, open, and run for requests. Only the modules for LoRA need torch."""
+"""Pipelines at run time: their directories are read, and their networks opened and run. Only LoRA needs torch."""

@@ -19,21 +19,21 @@ from stillhouse.pipelines.manifest import Component
 from stillhouse.pipelines.roles import DENOISER, TEXT_ENCODERS
 
 ADAPTED_COMPONENTS = (DENOISER, *TEXT_ENCODERS)
-"""Roles of the components that adapters change."""
+"""Roles of the networks whose weights adapters can change: the denoiser and the text encoders."""
 
 
 @dataclass(slots=True)
 class ActiveAdapters:
-    """The active adapters of a pipeline."""
+    """The LoRA adapters that are currently applied to a pipeline's networks."""
 
     adapters: tuple[Adapter, ...] = ()
 
     def apply(self, name: str, runner: Runner) -> None:
-        """Set a network's weights to its original weights with the active adapters applied.
+        """Set the weights of an open network to its original weights plus the changes of the active adapters.
 
         Args:
-            name: role of the component.
-            runner: runner of the network; nothing is done if its weights cannot be changed.
+            name: role of the network, for example denoiser.
+            runner: the open network; nothing is done if its weights cannot be changed.
 
         Raises:
             ImportFailed: an adapter was made for another network; the weights are not changed.
@@ -47,11 +47,13 @@ class ActiveAdapters:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AdaptedWeights(Mapping[str, Tensor]):
-    """Adapted weights by layer. Each is computed on access, because all of them take as much memory as the network.
+    """The weights that adapters change, with the changes added, by name of the layer.
+
+    Each weight is computed on access, because together the weights take as much memory as the network.
 
     Args:
         weights: original weights of the network.
-        changes: changes of each layer's weight, by layer; they are added to the original weight.
+        changes: the changes that are added to each layer's original weight, by name of the layer.
     """
 
     weights: EditableWeights
@@ -72,7 +74,12 @@ class AdaptedWeights(Mapping[str, Tensor]):
 
 
 def adapt_weights(adapters: Sequence[Adapter], component: str, weights: EditableWeights) -> AdaptedWeights:
-    """Return the weights of the layers that adapters change.
+    """Return the changed weights of a network, by name of the layer; layers without a change are left out.
+
+    Args:
+        adapters: LoRA adapters, all of which are applied.
+        component: role of the network.
+        weights: original weights of the network.
 
     Raises:
         ImportFailed: a layer of an adapter is not in the network, or has another shape there.
@@ -85,15 +92,16 @@ def adapt_weights(adapters: Sequence[Adapter], component: str, weights: Editable
 
 
 def read_adapters(texts: Sequence[str], components: Mapping[str, Component]) -> tuple[Adapter, ...]:
-    """Read the LoRA files of a pipeline.
+    """Read LoRA files and check that a pipeline's networks can take them.
 
     Args:
-        texts: `FILE` or `FILE:WEIGHT` each.
-        components: of the pipeline, by role.
+        texts: the files, each as `FILE` or `FILE:WEIGHT`.
+        components: how the pipeline's networks are run, by role.
 
     Raises:
-        ImportFailed: see `read_adapter`.
-        InvalidRequest: a file changes a network whose backend cannot change weights, or not with its settings.
+        ImportFailed: a file does not exist, is not LoRA, or changes a network that the pipeline does not have.
+        InvalidRequest: a file changes a network whose backend cannot change weights, or not with the network's
+            settings.
     """
     read = tuple(read_adapter(text, tuple(name for name in ADAPTED_COMPONENTS if name in components)) for text in texts)
     for name in {name for adapter in read for name in adapter.layers}:
@@ -102,7 +110,7 @@ def read_adapters(texts: Sequence[str], components: Mapping[str, Component]) -> 
 
 
 def _check_backend(name: str, component: Component) -> None:
-    """Raise InvalidRequest unless the backend of a component can change weights with the component's settings."""
+    """Raise InvalidRequest unless a network's backend can change weights when it runs with the network's settings."""
     backend = find_backend(component.backend)
     needed = backend.adapter_settings or {}
     actual = {setting: component.settings.get(setting, backend.settings[setting][0]) for setting in needed}
@@ -111,9 +119,9 @@ def _check_backend(name: str, component: Component) -> None:
     how = ", ".join(f"{setting} {value}" for setting, value in actual.items() if value != needed[setting])
     supported = [one for one in (*builtin_backends(), backend) if one.adapter_settings is not None]
     raise InvalidRequest(
-        f"an adapter of {name}, which runs on {component.backend}{f' with {how}' if how else ''}",
-        allowed="components on " + "; on ".join(dict.fromkeys(map(_describe, supported))),
-        fix="fuse it with `stillhouse import MODEL --lora FILE:WEIGHT`",
+        f"an adapter changes {name}, which runs on {component.backend}{f' with {how}' if how else ''}",
+        allowed="networks on " + "; on ".join(dict.fromkeys(map(_describe, supported))),
+        fix="fuse the adapter with `stillhouse import MODEL --lora FILE:WEIGHT`",
     )
 
 

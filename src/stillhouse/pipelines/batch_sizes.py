@@ -1,6 +1,6 @@
-"""Batches of any size for a network with static batch sizes: small batches are padded, large ones are split.
+"""Batches of any size for a network with static batch sizes: small batches are padded, large batches are split.
 
-Otherwise a server would compile the network at the first batch of each size, which takes seconds or minutes.
+If the network took every size, a server would compile it at the first batch of each size, for seconds or minutes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,14 +9,14 @@ from typing import Any, TypeAlias
 from stillhouse.diffusion import Arrays
 
 DEFAULT_SIZES = (1, 2, 4, 8, 16, 32)
-"""Batch sizes of a component whose manifest names none. Each is at most twice the previous one, so that less than half
-of a batch is padding."""
+"""Static batch sizes of a network for which the manifest names none. Each size is at most twice the previous one, so
+that less than half of a batch is padding."""
 
 Feeds: TypeAlias = Mapping[str, Any]
 
 
 def split_batch(count: int, rows: Sequence[int]) -> list[tuple[int, int]]:
-    """Return the parts that a batch is split into: for each, its number of rows without and with padding.
+    """Return the parts that a batch is split into: the number of rows of each part, without and with padding.
 
     Args:
         count: number of rows of the batch, 1 or more.
@@ -32,17 +32,17 @@ def split_batch(count: int, rows: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def run_split(feeds: Feeds, rows: Sequence[int], arrays: Arrays, run: Callable[[Feeds], Feeds]) -> Feeds:
-    """Run a network on a batch in parts of its static sizes, and return its outputs.
+    """Run a network of static batch sizes on a batch of any size, and return its outputs.
 
     Args:
-        feeds: inputs by name, all with the same number of rows. A part is padded with copies of its last row, whose
-            outputs are dropped.
+        feeds: inputs by name, all with the same number of rows. They are split into parts of static sizes. A part is
+            padded with copies of its last row, whose outputs are dropped.
         rows: static batch sizes, rising.
         arrays: kind of the arrays in `feeds`.
         run: the network; it may overwrite its outputs in the next call.
 
     Returns:
-        outputs by name; where the batch is one part, the next call of `run` may overwrite them.
+        outputs by name, without padding. Where the batch is one part, the next call of `run` may overwrite them.
     """
     count = len(next(iter(feeds.values())))
     if count in rows:

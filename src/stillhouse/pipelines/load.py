@@ -1,4 +1,4 @@
-"""Pipelines opened by name or directory."""
+"""Opens pipelines by the name of an embedded model, or by directory."""
 
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,7 +12,7 @@ from stillhouse.pipelines.revalidate import needs_revalidation, revalidate
 _SHAPES = Path(__file__).parents[1] / "shapes"
 _STUDENTS = ("shapes-3", "shapes-1")
 EMBEDDED = {"shapes": _SHAPES / "weights", **{name: _SHAPES / "students" / name for name in _STUDENTS}}
-"""Directories of the embedded models, by name; `shapes-N` was distilled from `shapes` to N steps."""
+"""Directories of the models in this package, by name; `shapes-N` was distilled from `shapes` to N steps."""
 
 
 def find_pipeline(model: str | Path) -> Path:
@@ -55,10 +55,10 @@ def load(
     cache: Path | None = None,
     verify: bool = False,
 ) -> Pipeline:
-    """Open a pipeline by name or directory; arguments as in `Pipeline`.
+    """Open a pipeline by the name of an embedded model or by directory; the other arguments are as in `Pipeline`.
 
-    If the components were chosen on another machine, they are checked first, which takes seconds, and replaced where
-    they do not fit this machine; see `revalidate`. With `backend`, this check is skipped.
+    If `stillhouse accelerate` chose backends and precisions on another machine, they are checked first, which takes
+    seconds, and replaced where they do not fit this machine; see `revalidate`. With `backend`, this check is skipped.
 
     >>> load("shapes").generate("a red circle", seed=7).image.shape  # doctest: +SKIP
     (64, 64, 3)

@@ -1,6 +1,6 @@
-"""LoRA files read and fused into weights: W + weight * alpha / rank * (up @ down), Hu et al., arXiv 2106.09685.
+"""Reads LoRA files and adds them to weights: W + weight * alpha / rank * (up @ down), Hu et al., arXiv 2106.09685.
 
-LoRA is fused into the weights, because adapter layers in a graph cost time at every step. Layers may be named as
+LoRA is added to the weights, because adapter layers in a graph cost time at every step. Layers may be named as
 diffusers, peft or kohya name them; kohya's names for XL follow the blocks of the original implementation.
 """
 
@@ -58,27 +58,42 @@ BLOCK = re.compile(r"(down|mid|up)_block(?:s_(\d+))?_(resnets|attentions|downsam
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Delta:
-    """The change of a layer's weight: scale * (up @ down), where scale is alpha / rank and rank is down.shape[0]."""
+    """The change of a layer's weight: scale * (up @ down).
+
+    Args:
+        up: [out, rank], or [out, rank, 1, 1] for a convolution.
+        down: [rank, in], or [rank, in, height, width] for a convolution.
+        scale: alpha / rank, or alpha / sqrt(rank) for rsLoRA, times the adapter's weight where it is applied.
+    """
 
     up: torch.Tensor
     down: torch.Tensor
     scale: float
 
     def of_shape(self, shape: torch.Size) -> torch.Tensor:
-        """Return the change, float32, of a Linear [out, in] or a convolution [out, in, height, width]."""
+        """Return the change, float32, for a layer whose weight has this shape: a Linear or a convolution."""
         return self.scale * (self.up.float().flatten(1) @ self.down.float().flatten(1)).reshape(shape)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Adapter:
-    """A LoRA file: the changes by the component's role, then by the layer's name with `_` for `.`."""
+    """The content of a LoRA file.
+
+    Args:
+        path: path of the file.
+        weight: factor for all changes.
+        layers: the change of each layer, by role of the network, then by name of the layer with `_` for `.`.
+    """
 
     path: Path
     weight: float
     layers: Mapping[str, Mapping[str, Delta]]
 
     def fuse(self, component: str, module: torch.nn.Module) -> int:
-        """Add the changes to a module's weights, in place; return the number of changed layers.
+        """Add the changes for the network of role `component` to the weights of `module`, in place.
+
+        Returns:
+            the number of changed layers.
 
         Raises:
             ImportFailed: a layer of the file is not in the module, or has another shape there.
@@ -90,11 +105,11 @@ class Adapter:
         return len(placed)
 
     def placed(self, component: str, shapes: Mapping[str, tuple[int, ...]]) -> Sequence[tuple[str, Delta]]:
-        """Return the changes of a component, scaled by the adapter's weight, with the torch names of their layers.
+        """Return the changes of one network: the torch name of each layer, and its change times the adapter's weight.
 
         Args:
-            component: role of the component.
-            shapes: shapes of its layers' weights, by torch name.
+            component: role of the network.
+            shapes: shapes of the weights of the network's layers, by torch name.
 
         Raises:
             ImportFailed: a layer of the file is not in `shapes`, or has another shape there.
@@ -106,7 +121,7 @@ class Adapter:
         for name, delta in deltas.items():
             shape = shapes[places[name]]
             if delta.up.shape[0] != shape[0] or delta.down[0].numel() != math.prod(shape[1:]):
-                raise _refused(self.path, f"made for another {component}: {list(shape)} is the shape of", [name])
+                raise _refused(self.path, f"made for another {component}: here {list(shape)} is the shape of", [name])
         return [(places[name], replace(delta, scale=self.weight * delta.scale)) for name, delta in deltas.items()]
 
 
@@ -114,11 +129,11 @@ def read_adapter(text: str, components: tuple[str, ...]) -> Adapter:
     """Read a LoRA file.
 
     Args:
-        text: `FILE` or `FILE:WEIGHT`; the default weight is 1.
-        components: roles of the model's components that a file may change.
+        text: `FILE` or `FILE:WEIGHT`, where WEIGHT is a factor for all changes of the file; the default is 1.
+        components: roles of the networks that the file may change.
 
     Raises:
-        ImportFailed: the file does not exist, is not safetensors, is not LoRA, or changes another component.
+        ImportFailed: the file does not exist, is not safetensors, is not LoRA, or changes another network.
     """
     path, weight = _parse(text)
     factors: dict[tuple[str, str], dict[str, torch.Tensor]] = {}
@@ -134,7 +149,7 @@ def read_adapter(text: str, components: tuple[str, ...]) -> Adapter:
                 factors.setdefault((component, layer), {})[part] = file.get_tensor(key)
     unknown += ["_".join(place) for place, parts in factors.items() if not {"up", "down"} <= parts.keys()]
     if unknown or not factors:
-        raise _refused(path, f"{len(unknown)} keys are no LoRA of {', '.join(components)}, such as", unknown)
+        raise _refused(path, f"{len(unknown)} keys are not LoRA of {', '.join(components)}, such as", unknown)
     layers: dict[str, dict[str, Delta]] = {}
     for (component, layer), parts in factors.items():
         layers.setdefault(component, {})[layer] = _delta(component, layer, parts, settings)
@@ -142,10 +157,10 @@ def read_adapter(text: str, components: tuple[str, ...]) -> Adapter:
 
 
 def sgm_names(name: str, depth: int) -> Iterator[str]:
-    """Yield the names that the original implementation, and therefore kohya, may use for a layer of XL's U-Net.
+    """Yield the names that a layer of SDXL's U-Net may have in the original implementation, and therefore in kohya.
 
     Args:
-        name: the layer's name in diffusers, `_` for `.`.
+        name: name of the layer in diffusers, with `_` for `.`.
         depth: number of resnet layers of each down block.
 
     >>> list(sgm_names("down_blocks_1_attentions_0_proj_in", depth=2))
@@ -163,7 +178,7 @@ def sgm_names(name: str, depth: int) -> Iterator[str]:
         yield f"middle_block_{place or 2 * index}_{rest}"
     elif kind == "downsamplers":
         yield f"input_blocks_{first + depth + 1}_0_op"
-    elif kind == "upsamplers":  # after the resnet, or after the attention if there is one
+    elif kind == "upsamplers":  # the place depends on whether an attention precedes the upsampler, so both are named
         yield from (f"output_blocks_{first + depth}_{place}_conv" for place in (1, 2))
     else:
         yield f"{'input' if side == 'down' else 'output'}_blocks_{first + index + (side == 'down')}_{place}_{rest}"
@@ -178,7 +193,11 @@ def _parse(text: str) -> tuple[Path, float]:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise ImportFailed(f"{text!r} is no LoRA", allowed="FILE or FILE:WEIGHT", fix="try FILE:0.8")
+        raise ImportFailed(
+            f"there is no LoRA file {text!r}, and {weight!r} is not a finite weight",
+            allowed="FILE or FILE:WEIGHT",
+            fix="try FILE:0.8",
+        )
     return Path(name), number
 
 
@@ -188,13 +207,14 @@ def _open(path: Path) -> Any:
     try:
         return safe_open(path, "pt")
     except SafetensorError as error:
-        raise ImportFailed(f"{path} is no safetensors file ({error})", allowed="LoRA in .safetensors") from None
+        raise ImportFailed(f"{path} is not a safetensors file ({error})", allowed="LoRA in .safetensors") from None
 
 
 def _settings(path: Path, metadata: Mapping[str, str]) -> Mapping[str, Any]:
-    """Return the LoRA settings, with names such as `denoiser.lora_alpha`.
+    """Return the settings that a LoRA was trained with, under names such as `denoiser.lora_alpha`.
 
-    diffusers writes the settings into the file's metadata, as `unet.lora_alpha`; peft writes a file beside it.
+    diffusers writes the settings into the metadata of the safetensors file, under names such as `unet.lora_alpha`. peft
+    writes them into the file adapter_config.json in the same directory.
     """
     peft_config = path.with_name("adapter_config.json")
     try:
@@ -207,7 +227,10 @@ def _settings(path: Path, metadata: Mapping[str, str]) -> Mapping[str, Any]:
 
 
 def _parse_key(key: str) -> tuple[str, str, str] | None:
-    """Return role, layer and part (down, up, alpha) of a key; None where the key does not belong to a LoRA."""
+    """Return what a key of a LoRA file stands for: role of the network, name of the layer, and down, up or alpha.
+
+    Return None where the key does not belong to a LoRA.
+    """
     match = FACTOR.fullmatch(key)
     prefix = next((prefix for prefix in PREFIXES if key.startswith(prefix)), None)
     if match is None or prefix is None:
@@ -232,7 +255,9 @@ def _delta(component: str, layer: str, parts: Mapping[str, torch.Tensor], settin
 
 
 def layer_names(layers: Iterable[str]) -> dict[str, str]:
-    """Map all names that LoRA files use for layers to torch names: the torch name with `_` for `.`, and kohya's names.
+    """Return the torch name of each layer by every name that a LoRA file may use for it.
+
+    These names are the torch name with `_` for `.`, and kohya's names.
 
     >>> list(layer_names(["down_blocks.0.resnets.0.conv1"]))
     ['down_blocks_0_resnets_0_conv1', 'input_blocks_1_0_in_layers_2']
@@ -243,7 +268,7 @@ def layer_names(layers: Iterable[str]) -> dict[str, str]:
     depths = set(Counter(block for block, _ in resnets).values())
     for name, layer in flat.items():
         names[name] = layer
-        if len(depths) == 1:  # all blocks of the original implementation have one depth
+        if len(depths) == 1:  # kohya's names need a depth that all blocks share, as in the original implementation
             names.update(dict.fromkeys(sgm_names(name, *depths), layer))
     return names
 

@@ -26,12 +26,12 @@ from stillhouse.validation import InvalidDocument, convert
 MANIFEST = "stillhouse.json"
 VERSION = 2
 ALWAYS_HASHED_BYTES = 16 << 20
-"""Files up to this many bytes are hashed whenever a pipeline is opened; larger files only with `verify`."""
+"""Files up to this many bytes are hashed whenever a pipeline is opened; larger files are hashed only with `verify`."""
 EVIDENCE = ("report.json", "report.html", "summary.xlsx")
 """Reports at the top of a directory. The pipeline runs without them, so their checksums are not recorded."""
 TRIALS = "trials"
-"""Directory of the candidates of `stillhouse accelerate`. The manifest records only the files that the pipeline
-runs."""
+"""Directory in which `stillhouse accelerate` keeps the graphs that it tries out. The manifest records only the graphs
+that the pipeline runs, with the files beside them."""
 SMALLEST_TILE = 32
 LARGEST_TILE = 8192
 _VERSION_1_ROLES = {"unet": DENOISER, "vae_encoder": ENCODER, "vae_decoder": DECODER}
@@ -46,14 +46,15 @@ _VERSION_1_DEFAULTS = {"refresh": "cache_interval"}
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """A network: its graph, the file of its weights, and how it is run.
+    """A network of a pipeline: its graph, the file of its weights, and how it is run.
 
     Args:
-        graph, weights: paths relative to the directory.
-        backend, precision, streams, threads, settings: as in `backends.RunnerOptions`. With more than one stream, each
-            stream runs one row, and the network is opened for the shapes of one row.
-        static: whether the network is opened for fixed shapes of its inputs. One opened network runs several batch
-            sizes where the backend can do that; see `registry.compiles_per`.
+        graph, weights: paths relative to the pipeline's directory.
+        backend: name of the runtime that runs the graph, for example onnxruntime.
+        precision, streams, threads, settings: as in `backends.RunnerOptions`. With more than one stream, each stream
+            runs one row of a batch, and the network is opened for the shapes of one row.
+        static: whether the network is opened for fixed shapes of its inputs. Some backends can run several batch sizes
+            with one opened network; see `registry.compiles_per`.
         rows: batch sizes of a static network, rising; empty: `batch_sizes.DEFAULT_SIZES`. Batches of other sizes are
             split and padded.
 
@@ -78,7 +79,14 @@ class Component:
 
 @dataclass(frozen=True, slots=True)
 class StepCache:
-    """Paths of the graphs that the denoiser was split into (`backends.deepcache_split`), relative to the directory."""
+    """The graphs for feature caching that the denoiser was split into (`backends.deepcache_split`).
+
+    Args:
+        full: graph that runs the whole denoiser and also returns its deep features.
+        shallow: graph that takes the deep features as an input instead of computing them.
+
+    Both are paths relative to the pipeline's directory.
+    """
 
     full: str
     shallow: str
@@ -92,8 +100,9 @@ class Sampling:
         schedule: noise level of every training timestep.
         prediction: the quantity that the denoiser predicts.
         spacing: how the timesteps of a trajectory are spread over the training timesteps.
-        sigmas: how noise levels are spread between the first and the last one.
-        steps_offset: added to every timestep of leading spacing.
+        sigmas: how noise levels are spread between the first and the last one: as the timesteps say (schedule), or by
+            karras or exponential spacing.
+        steps_offset: number that is added to every timestep of leading spacing.
     """
 
     schedule: Schedule
@@ -105,14 +114,15 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Latent:
-    """Latents of the autoencoder, normalised as z = (output - shift_factor) * scaling_factor.
+    """The form of the autoencoder's latents, normalised as z = (encoder's output - shift_factor) * scaling_factor.
 
     Args:
         channels: number of channels, before latents are packed into tokens.
-        scaling_factor, shift_factor: as above.
-        downscale: side of one latent in pixels.
-        patch: side in latents of the square that the denoiser takes as one token.
-        mean, std: statistics of each channel, where the family normalises by channel.
+        scaling_factor, shift_factor: the numbers of the formula above.
+        downscale: width and height of the square of pixels that one latent stands for.
+        patch: width and height, in latents, of the square that the denoiser takes as one token.
+        mean, std: mean and standard deviation of each channel, by which the encoder's output is normalised first;
+            empty: not normalised by channel.
     """
 
     channels: int
@@ -126,11 +136,11 @@ class Latent:
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """Values of a request's fields that are None; width and height in pixels.
+    """The values for those fields of a request that are None; width and height in pixels.
 
     Args:
         guidance_interval, cache_interval: as in `ImageRequest`; cache_interval above 1 needs a `StepCache`.
-        tile: side in pixels. Pictures with a longer side are decoded in tiles of this size; None: always in one piece.
+        tile: width and height of a tile in pixels. Larger pictures are decoded tile by tile; None: always in one piece.
 
     Raises:
         InvalidRequest: guidance_interval, cache_interval or tile is outside its range.
@@ -154,13 +164,16 @@ class Defaults:
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """The machine on which `stillhouse accelerate` chose the components, and data to check them on another machine.
+    """The machine on which `stillhouse accelerate` chose how networks are run, and data to check this elsewhere.
 
     Args:
-        fingerprint: fingerprint of that machine; see `measure.machine`.
-        min_sqnr: least allowed SQNR of an output against the baseline's output, in dB.
-        probes: by role, path of an .npz with recorded inputs (`feed/NAME`) and the baseline's outputs (`want/NAME`).
-        alternatives: by role, the other components within the bounds of accuracy, best first, the baseline last.
+        fingerprint: fingerprint of the machine; see `measure.machine`.
+        min_sqnr: least allowed signal-to-quantization-noise ratio of an output, in dB, against the output of the
+            baseline (the network before acceleration, in float32).
+        probes: by role of the network, path of an .npz file that holds recorded inputs (`feed/NAME`) and the baseline's
+            outputs for them (`want/NAME`).
+        alternatives: by role of the network, other ways to run it that were accurate enough, best first, the baseline
+            last.
     """
 
     fingerprint: str
@@ -171,7 +184,12 @@ class Tuned:
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """Timesteps, noisiest first, at which a student is evaluated when it edits a picture with this strength."""
+    """Timesteps, noisiest first, at which a distilled denoiser is evaluated when it edits a picture with a strength.
+
+    Args:
+        strength: share of noise that is added to the picture, above 0 to 1.
+        timesteps: timesteps of the evaluations.
+    """
 
     strength: float
     timesteps: tuple[float, ...]
@@ -179,14 +197,15 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Distilled:
-    """The allowed settings of a distilled pipeline, and its teacher.
+    """The settings that a distilled pipeline may be run with, and the teacher that it was distilled from.
 
     Args:
         timesteps: timesteps that the pipeline must be run with, noisiest first; None: any.
         guidance: least and largest guidance scale of the training; other scales are refused.
         method: name of the distillation method.
-        teacher: name of the teacher, and checksum of its files.
-        edits: timesteps for edits, by strength; where empty, an edit takes the last part of `timesteps`.
+        teacher: name of the teacher pipeline, and checksum of its files.
+        edits: timesteps to edit pictures with, for each trained strength; empty: edits take the last part of
+            `timesteps`.
 
     Raises:
         InvalidRequest: the least guidance scale is above the largest.
@@ -204,7 +223,7 @@ class Distilled:
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """Size of a file in bytes, and its SHA-256 in hexadecimal."""
+    """Size of a file in bytes, and the SHA-256 of its content in hexadecimal."""
 
     bytes: int
     sha256: str
@@ -212,24 +231,24 @@ class FileRecord:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The description of a pipeline, which is known before any network is opened.
+    """The description of a pipeline, which is read before any network is opened.
 
     Args:
         name: name of the pipeline, for people.
-        family: name of its `families.Family`.
-        components: networks by role; see `roles`.
+        family: name of the pipeline's family, for example stable-diffusion; see `families.Family`.
+        components: networks by role, for example denoiser; see `roles`.
         tokenizers: directory of the tokenizer of each text encoder, by the text encoder's role.
         sampling: noise schedule, prediction and timesteps.
         latent: the autoencoder's latents.
-        granularity: width and height are multiples of this many pixels.
-        defaults: values of a request's fields that are None.
+        granularity: number of pixels of which a picture's width and height must be multiples.
+        defaults: values for those fields of a request that are None.
         family_options: further fields that the family needs; see `Family.options`.
         files: size and checksum of every other file of the directory, by path; filled in by `write_manifest`.
         source: where the pipeline was imported from: importer, path or id, adapters.
         evidence: measured values, by name.
-        step_cache: graphs of the denoiser's two depths; None where the denoiser was not split.
-        tuned: set where `stillhouse accelerate` chose the components.
-        distilled: set where `stillhouse distill` made the pipeline.
+        step_cache: the graphs for feature caching that the denoiser was split into; None: it was not split.
+        tuned: the machine on which `stillhouse accelerate` chose the components; None: they were not chosen so.
+        distilled: settings of a pipeline that `stillhouse distill` made; None for other pipelines.
     """
 
     name: str
@@ -251,10 +270,11 @@ class Manifest:
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
-    """Record every file of `directory` and write `stillhouse.json`, whole or not at all.
+    """Record size and checksum of every file of `directory`, and write `stillhouse.json`, whole or not at all.
 
-    Files of `EVIDENCE` and files under `TRIALS` are not recorded. Exception: where the pipeline runs a graph under
-    `TRIALS`, all files of that graph's directory are recorded, because the graph's weights are among them.
+    Reports (`EVIDENCE`) and the files that `stillhouse accelerate` tried out (in the directory `TRIALS`) are not
+    recorded. Exception: where the pipeline runs a graph in `TRIALS`, all files of that graph's directory are recorded,
+    because the graph's weights are among them.
 
     Returns:
         the manifest as written, with `files` filled in.
@@ -306,21 +326,21 @@ def convert_manifest(document: Mapping[str, Any]) -> Manifest:
     try:
         body = _upgrade_version_1(document) if document["version"] == 1 else document
     except KeyError as error:
-        raise InvalidDocument(f"$.{error.args[0]} is missing") from None
+        raise InvalidDocument(f"the document has no field {error.args[0]}") from None
     except (AttributeError, TypeError, ValueError) as error:
-        raise InvalidDocument(f"$ cannot be read as version 1: {error}") from None
+        raise InvalidDocument(f"the document cannot be read as version 1: {error}") from None
     return convert(Manifest, body)
 
 
 def graph_paths(manifest: Manifest) -> Iterable[str]:
-    """Return the paths of every graph that the pipeline may open."""
+    """Yield the path of every ONNX graph that the pipeline may open, relative to its directory."""
     yield from (component.graph for component in manifest.components.values())
     if manifest.step_cache:
         yield from (manifest.step_cache.full, manifest.step_cache.shallow)
 
 
 def needed_files(manifest: Manifest) -> Iterable[str]:
-    """Return the paths without which the pipeline cannot run."""
+    """Yield the path of every file without which the pipeline cannot run, relative to its directory."""
     yield from graph_paths(manifest)
     yield from (component.weights for component in manifest.components.values())
     for tokenizer in manifest.tokenizers.values():
@@ -334,12 +354,18 @@ def file_sha256(path: Path) -> str:
 
 
 def document_checksum(body: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of a manifest's document, which must lack the checksum; the order of keys does not matter."""
+    """Return the SHA-256 of a manifest's JSON document, which must not contain the field `checksum` itself.
+
+    The order of the document's keys does not matter.
+    """
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def files_checksum(manifest: Manifest) -> str:
-    """Return a checksum over all recorded files, which identifies a pipeline; other fields do not matter."""
+    """Return a checksum over the content of all recorded files, which identifies a pipeline.
+
+    The other fields of the manifest do not matter.
+    """
     return document_checksum({name: record.sha256 for name, record in manifest.files.items()})
 
 
@@ -363,7 +389,7 @@ def _load(path: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise _broken(path, f"is not JSON: {error}") from None
     if not isinstance(document, dict) or "version" not in document:
-        raise _broken(path, "has no version: $.version is missing")
+        raise _broken(path, "has no field version")
     if document["version"] not in range(1, VERSION + 1):
         raise ManifestError(
             f"{path} has version {document['version']!r}",
@@ -381,15 +407,15 @@ def _decode(path: Path, document: dict[str, Any]) -> Manifest:
         raise _broken(path, f"is broken: {error}") from None
     _check_family(path, manifest)
     if recorded != document_checksum(document):
-        raise _broken(path, "was edited: $.checksum does not fit the rest")
+        raise _broken(path, "was edited: its checksum does not fit its other fields")
     for name in needed_files(manifest):
         if name not in manifest.files:
-            raise _broken(path, f"is broken: $.files has no entry for {name}")
+            raise _broken(path, f"is broken: its field files has no entry for {name}, which the pipeline needs")
     return manifest
 
 
 def _upgrade_version_1(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert a document of version 1 to version 2."""
+    """Return a manifest's JSON document of version 1 as a document of version 2; the argument is not changed."""
     body = {**document, "version": VERSION, "components": _by_role(document["components"])}
     text_encoders = (role for role in TEXT_ENCODERS if role in body["components"])
     body["tokenizers"] = dict(zip(text_encoders, document["tokenizers"], strict=True))
@@ -406,14 +432,14 @@ def _by_role(items: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_family(path: Path, manifest: Manifest) -> None:
-    """Raise ManifestError where the family is not registered, or its options are invalid."""
+    """Raise ManifestError where the manifest's family is not installed, or the options for the family are invalid."""
     from stillhouse.pipelines.families import find_family  # imported late, because families import this module
 
     try:
         family = find_family(manifest.family)
     except ManifestError as error:
         raise ManifestError(
-            f"{path} is broken: $.family is {manifest.family!r}", allowed=error.allowed, fix=error.fix
+            f"{path} has the family {manifest.family!r}, which is not installed", allowed=error.allowed, fix=error.fix
         ) from None
     try:
         convert(family.options, manifest.family_options, "$.family_options")
@@ -428,8 +454,8 @@ def _check_step_cache(manifest: Manifest) -> None:
     for graph in (manifest.step_cache.full, manifest.step_cache.shallow):
         if Path(graph).parent != Path(whole).parent:
             raise PipelineError(
-                f"the step cache's {graph} was not split from the denoiser's {whole}",
-                allowed="graphs in the directory of the one that they were split from",
+                f"the step cache's graph {graph} was not split from the denoiser's graph {whole}",
+                allowed="graphs in the directory of the denoiser's graph",
                 fix="split the denoiser's graph, or leave step_cache out",
             )
 
@@ -441,12 +467,12 @@ def _is_evidence(name: Path) -> bool:
 def _check_file(directory: Path, name: str, record: FileRecord, verify: bool) -> None:
     path = directory / name
     if not path.resolve().is_relative_to(directory.resolve()):
-        raise _broken(directory / MANIFEST, f"names a file outside of its directory: $.files has {name!r}")
+        raise _broken(directory / MANIFEST, f"names a file outside of its directory: its field files has {name!r}")
     if not path.is_file():
         raise _tampered(path, "is missing")
     size = path.stat().st_size
     if size != record.bytes:
-        raise _tampered(path, f"has {size:,} bytes, its manifest says {record.bytes:,}")
+        raise _tampered(path, f"has {size:,} bytes, but its manifest says {record.bytes:,}")
     if (verify or size <= ALWAYS_HASHED_BYTES) and file_sha256(path) != record.sha256:
         raise _tampered(path, "has other content than its manifest says (SHA-256)")
 

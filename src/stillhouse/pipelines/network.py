@@ -16,7 +16,7 @@ VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class NetworkRecord:
-    """The name of a network, how to open it, and the input shapes for which it was accelerated."""
+    """What `network.json` holds: a network's name, how to open it, and the input shapes that it was accelerated for."""
 
     name: str
     component: Component
@@ -25,14 +25,14 @@ class NetworkRecord:
 
 
 def write_network(directory: Path, network: NetworkRecord) -> None:
-    """Write `network.json`, whole or not at all."""
+    """Write the record of a network to `network.json` in `directory`, whole or not at all."""
     temporary = directory / f".{NETWORK_MANIFEST}.part"
     temporary.write_text(json.dumps(asdict(network), indent=2) + "\n", encoding="utf-8")
     temporary.replace(directory / NETWORK_MANIFEST)
 
 
 def read_network(directory: Path) -> NetworkRecord:
-    """Read `network.json`.
+    """Read `network.json` in `directory`.
 
     Raises:
         ManifestError: the file is missing, broken, or of another version.
@@ -54,10 +54,13 @@ def read_network(directory: Path) -> NetworkRecord:
 def open_network(directory: Path | str, *, threads: int | None = None) -> Runner:
     """Open the network of a directory that `stillhouse accelerate FILE.onnx -o DIR` made.
 
+    The result is called with inputs by name, and returns outputs by name. `threads` limits its threads; None: as the
+    directory says.
+
     >>> open_network("my-network")({"input": array})["output"]  # doctest: +SKIP
 
     Raises:
-        ManifestError: the directory holds no such network.
+        ManifestError: the directory has no valid `network.json`.
         RuntimeMissing, BackendFailed: the backend is not installed, or cannot open the network.
     """
     directory = Path(directory)

@@ -43,17 +43,22 @@ CACHED_PROMPTS = 64
 
 @dataclass(slots=True, kw_only=True)
 class ImageTrajectory(Trajectory):
-    """A trajectory with its request and the time of its start (`time.perf_counter`)."""
+    """A trajectory with the request for its picture.
+
+    Args:
+        request: the request, with every default filled in.
+        started: time of the start in seconds, from `time.perf_counter`.
+    """
 
     request: ImageRequest
     started: float
 
 
 class Pipeline:
-    """A pipeline directory with its networks, which are opened when they are first needed.
+    """An open pipeline: generates pictures with the networks of a pipeline directory.
 
-    A picture depends on its request only, not on the other pictures of its batch. Use a pipeline from one thread at a
-    time.
+    Each network is opened when it is first needed. A picture depends on its request only, not on the other pictures of
+    its batch. Use a pipeline from one thread at a time.
 
     Args:
         directory: directory with `stillhouse.json`.
@@ -65,8 +70,8 @@ class Pipeline:
         manifest: replaces the manifest of the directory; None: the directory's.
         components: components by role that replace the manifest's; graphs outside of the directory have absolute paths.
         defaults: replace the manifest's defaults; None: the manifest's.
-        step_cache: replaces the manifest's step cache; None: the manifest's, or no step cache where `components` has
-            another graph for the denoiser.
+        step_cache: the graphs for feature caching that the denoiser was split into, in place of the manifest's; None:
+            the manifest's, or none where `components` has another graph for the denoiser.
 
     Raises:
         InvalidRequest: `components` has a role that the manifest does not have.
@@ -128,9 +133,9 @@ class Pipeline:
     def advance(self, trajectories: Sequence[Trajectory]) -> None:
         """Move every picture of a mixed batch by one evaluation of the denoiser; see `diffusion.advance`.
 
-        Where the denoiser is split, every picture runs the graphs of the two depths, even with cache_interval 1. A
-        picture thus does not depend on the other pictures of its batch. A GPU may still compute after the return; see
-        `synchronize`.
+        Where the denoiser is split for feature caching, the split graphs run even for pictures with cache_interval 1,
+        so that a picture does not depend on the other pictures of its batch. A GPU may still compute after the return;
+        see `synchronize`.
         """
         denoise = SplitDenoiser(self._full, self._shallow) if self.manifest.step_cache else self.denoise
         with self._backend_errors("advance pictures with"):
@@ -154,17 +159,17 @@ class Pipeline:
         """
         if not trajectory.is_done:
             raise InvalidRequest(
-                f"a picture after {trajectory.index} of {trajectory.evaluation_count} evaluations",
-                allowed="one that is done",
+                f"the picture is not done: {trajectory.index} of {trajectory.evaluation_count} evaluations have run",
+                allowed="a picture that is done",
             )
         image = self.decode(trajectory.latents)
         return ImageResult(image, trajectory.request, time.perf_counter() - trajectory.started)
 
     def set_adapters(self, adapters: Sequence[str]) -> None:
-        """Replace the active LoRA files by these, each `FILE` or `FILE:WEIGHT`; an empty list removes all.
+        """Replace the LoRA files that are active in this pipeline; an empty list removes all of them.
 
-        No network is compiled again. The backend of each changed network must be able to change weights; see
-        `pipelines.adapters`.
+        Each text is `FILE` or `FILE:WEIGHT`. No network is compiled again. The backend of each changed network must be
+        able to change weights; see `pipelines.adapters`.
 
         Raises:
             ImportFailed: a file is not a LoRA, or was made for another network; the active adapters do not change.
@@ -195,7 +200,7 @@ class Pipeline:
         return self.finish(trajectory)
 
     def steps(self, trajectories: Sequence[Trajectory]) -> Iterator[Sequence[Trajectory]]:
-        """Advance pictures until all are done; after each evaluation, yield the pictures that were advanced."""
+        """Advance pictures until all of them are done. After each evaluation, yield the pictures that it advanced."""
         while moving := [trajectory for trajectory in trajectories if not trajectory.is_done]:
             self.advance(moving)
             yield moving
@@ -203,7 +208,7 @@ class Pipeline:
     def denoise(self, latents: Array, timesteps: Array, conditioning: Conditioning) -> Array:
         """Return the denoiser's prediction [R, C, h, w] for latents [R, C, h, w] at timesteps [R].
 
-        `conditioning` holds the other inputs by name, [R, ...].
+        `conditioning` holds the denoiser's other inputs by name, [R, ...].
         """
         outputs = self._run_calls(DENOISER, self._family.feeds(latents, timesteps, conditioning))
         return self._family.read(outputs, latents)
@@ -217,12 +222,12 @@ class Pipeline:
         return self._family.read(self._run_calls(DENOISER_SHALLOW, feeds, self._shallow_inputs), latents)
 
     def _run_calls(self, denoiser: str, feeds: Tensors, inputs: Sequence[str] = ()) -> Tensors:
-        """Run the networks of an evaluation in order and return the denoiser's outputs.
+        """Run the networks of one evaluation in order, and return the denoiser's outputs by name.
 
         Args:
-            denoiser: role of the last network: the denoiser, or one of its depths.
-            feeds: inputs of the networks, as the family gives them.
-            inputs: names of the denoiser's inputs; empty: the inputs of its `NetworkCall`.
+            denoiser: role of the last network: the denoiser, or one of the graphs that it was split into.
+            feeds: inputs of all these networks by name, from `Family.feeds`.
+            inputs: names of the denoiser's inputs; empty: as the family's `NetworkCall` says.
         """
         available = dict(feeds)
         *earlier, last = self._family.calls(self.manifest)
@@ -232,11 +237,11 @@ class Pipeline:
         return self.run(denoiser, {name: available[name] for name in inputs or last.inputs or available})
 
     def encode_prompt(self, text: str, key: tuple[int, ...] = ()) -> Conditioning:
-        """Return the denoiser's inputs for a text, without batch axis; results of the latest prompts are cached.
+        """Return the denoiser's inputs for a text, by name and without batch axis. The latest results are cached.
 
         Args:
             text: a prompt.
-            key: values that the family adds to the request's batch key.
+            key: the request's values of `Family.batch_key`, such as the length to which texts are padded.
 
         Warns:
             PromptTruncated: the text is longer than a text encoder reads.
@@ -248,7 +253,7 @@ class Pipeline:
         return self._family.encode_image(self._context(), picture)
 
     def decode(self, latents: Array) -> Picture:
-        """Decode clean latents [C, h, w] to a picture, in tiles where it is larger than the manifest's tile.
+        """Decode clean latents [C, h, w] to a picture; a picture larger than the manifest's tile is decoded in tiles.
 
         Raises:
             BackendFailed: a network returned NaN or infinity, as some networks do in half precision.
@@ -293,20 +298,25 @@ class Pipeline:
         return self._runners.batch_sizes(DENOISER_FULL if self.manifest.step_cache else DENOISER)
 
     def runner(self, component: str, shapes: Mapping[str, tuple[int, ...]]) -> Runner:
-        """Return the runner of a role, opened for these input shapes where the component is static; see `Runners`."""
+        """Return the opened network of a role.
+
+        Args:
+            component: role of the network, for example denoiser.
+            shapes: shapes of its inputs by name, for which a static network is opened.
+        """
         return self._runners.get(component, shapes)
 
     @cached_property
     def arrays(self) -> Arrays:
-        """Kind of all arrays of a trajectory: NumPy arrays, or torch tensors on the denoiser's device.
+        """The kind of arrays that pictures are denoised in: NumPy arrays, or torch tensors on the denoiser's device.
 
-        `arrays.to_numpy` converts them.
+        `arrays.to_numpy` converts such an array to a NumPy array.
         """
         return self._runners.arrays()
 
     @cached_property
     def tokenizers(self) -> Mapping[str, Tokenizer]:
-        """The tokenizer of each text encoder, by role."""
+        """The tokenizer of each text encoder, by the text encoder's role."""
         folders = self.manifest.tokenizers
         return {role: open_tokenizer(self.directory / folders[role]) for role in TEXT_ENCODERS if role in folders}
 
@@ -349,18 +359,25 @@ class Pipeline:
         return noise
 
     def _backend_errors(self, verb: str) -> AbstractContextManager[None]:
-        """Return a context that turns exceptions of the arrays' runtime into failures of the denoiser's backend."""
+        """Return a context manager in which exceptions of the denoiser's runtime become BackendFailed.
+
+        `verb` completes the error's message: the backend could not `verb` the graph.
+        """
         return nullcontext() if self.arrays is NUMPY else self._runners.backend_errors(verb)
 
 
 @dataclass(frozen=True, slots=True)
 class _FrozenTokens:
-    """Inputs of text encoders as a hashable key of a cache: (role, input, dtype, shape, bytes) of each input."""
+    """Inputs of text encoders in a form that can be the key of a cache.
+
+    Args:
+        inputs: role of the text encoder, name, dtype, shape and bytes of each input.
+    """
 
     inputs: tuple[tuple[str, str, str, tuple[int, ...], bytes], ...]
 
     def thaw(self) -> Mapping[str, Tensors]:
-        """Return the inputs by role and name."""
+        """Return the inputs as arrays, by role of the text encoder and then by name."""
         tokens: dict[str, dict[str, NDArray[Any]]] = {}
         for role, name, dtype, shape, content in self.inputs:
             tokens.setdefault(role, {})[name] = np.frombuffer(content, dtype).reshape(shape)
@@ -381,6 +398,6 @@ def _check_finite(component: str, output: NDArray[Any]) -> None:
     if not np.isfinite(output).all():
         precision = "`--precision f32`, " if component == DENOISER else ""
         raise BackendFailed(
-            f"{component} returned NaN or infinity, which no picture can be made of",
+            f"{component} returned NaN or infinity, so no picture can be made",
             fix=f"try {precision}another `--backend`, or the pipeline before it was accelerated",
         )

@@ -1,4 +1,4 @@
-"""Resolution of requests against a manifest: fills in defaults, checks the request and plans the trajectory."""
+"""Resolves requests: fills in the pipeline's defaults, checks every value, and plans noise levels and guidance."""
 
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -25,21 +25,21 @@ T = TypeVar("T")
 MAX_SIZE = 8192
 MAX_GUIDANCE = 1000
 _STUDENT_SAMPLERS = ("ddim", "euler")
-"""Samplers that students accept: both take the step that students were trained with."""
+"""Samplers that distilled pipelines accept: both take the step that distilled networks were trained with."""
 _READERS = {"image": "picture", "mask": "mask"}
 IMG2IMG_STRENGTH = 0.8
-"""Default strength of an edit without a mask, as in diffusers; with a mask the default is 1."""
+"""Default strength of a request with an image but no mask, as in diffusers; with a mask the default is 1."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Resolved:
-    """A request with its plan, made once, when the request is admitted.
+    """A checked request with every default filled in, and its sampling plan.
 
     Args:
-        request: the request with every default filled in; only image, mask and strength may be None.
-        plan: the trajectory's plan.
-        batch_key: equal for pictures that may share a batch: width and height in pixels, then the values of
-            `Family.batch_key`.
+        request: the request; only image, mask and strength may be None.
+        plan: noise levels, sampler and guidance of the picture.
+        batch_key: equal for pictures of a pipeline that may share a batch: width and height in pixels, then the values
+            of `Family.batch_key`.
     """
 
     request: ImageRequest
@@ -48,9 +48,10 @@ class Resolved:
 
 
 def resolve(manifest: Manifest, request: ImageRequest) -> Resolved:
-    """Fill in every default of a request, check it against the manifest, and plan its trajectory.
+    """Fill in every default of a request, check its values against the manifest, and plan its sampling.
 
-    The size defaults to the image's size, or without an image to the manifest's. Without an image, strength is None.
+    The size defaults to the image's size, or without an image to the manifest's size. Without an image, strength is
+    None.
 
     Raises:
         InvalidRequest: the pipeline cannot serve a value; the message says which values are allowed.
@@ -82,7 +83,7 @@ def _or(value: T | None, default: T) -> T:
 
 
 def _plan(manifest: Manifest, family: Family, request: ImageRequest) -> SamplingPlan:
-    """Return the plan of a request whose defaults are filled in."""
+    """Check the sampling values of a request whose defaults are filled in, and return its sampling plan."""
     assert request.steps is not None and request.guidance is not None and request.sampler is not None
     assert request.cache_interval is not None
     check_integer("steps", request.steps, 1, manifest.sampling.schedule.train_steps)
@@ -93,7 +94,7 @@ def _plan(manifest: Manifest, family: Family, request: ImageRequest) -> Sampling
     check_cache_interval(request.cache_interval)
     if request.cache_interval > 1 and manifest.step_cache is None:
         raise InvalidRequest(
-            f"cache_interval is {request.cache_interval} for {manifest.name}, whose denoiser is in one piece",
+            f"cache_interval is {request.cache_interval} for {manifest.name}, whose denoiser is not split for caching",
             allowed="cache_interval 1",
             fix="make a pipeline that caches features with `stillhouse accelerate`",
         )
@@ -109,9 +110,10 @@ def _plan(manifest: Manifest, family: Family, request: ImageRequest) -> Sampling
 
 
 def encoded_image_count(manifest: Manifest, request: ImageRequest) -> int:
-    """Return the number of pictures that the autoencoder encodes before the first evaluation of a resolved request.
+    """Return how many pictures the autoencoder encodes before the first evaluation of a resolved request, 0 to 2.
 
-    These are the image, unless the trajectory starts at pure noise, and for an inpainting network the masked image.
+    The request's image is encoded, except by an inpainting network at strength 1, which starts at pure noise. An
+    inpainting network also encodes the masked image.
     """
     if request.image is None:
         return 0
@@ -143,7 +145,7 @@ def _timestep_grid(manifest: Manifest, family: Family, request: ImageRequest) ->
 
 
 def _check_student(name: str, distilled: Distilled, request: ImageRequest) -> None:
-    """Raise InvalidRequest for guidance, steps, sampler or eta that a distilled pipeline was not trained with."""
+    """Raise InvalidRequest if a distilled pipeline was not trained for a request's guidance, steps, sampler or eta."""
     least, most = distilled.guidance
     assert request.guidance is not None
     if not least <= request.guidance <= most:
@@ -162,12 +164,15 @@ def _check_student(name: str, distilled: Distilled, request: ImageRequest) -> No
         raise InvalidRequest(f"sampler is {request.sampler} for {name}", allowed=", ".join(_STUDENT_SAMPLERS))
     if request.eta:
         raise InvalidRequest(
-            f"eta is {request.eta:g} for {name}", allowed="0: steps of a distilled model have no fresh noise"
+            f"eta is {request.eta:g} for {name}", allowed="eta 0, because a distilled model's steps add no fresh noise"
         )
 
 
 def _strength(manifest: Manifest, request: ImageRequest) -> float | None:
-    """Return the strength; for a student, the nearest strength that the student was trained with."""
+    """Return the strength of an edit, or its default where the request has none; without an image, the request's value.
+
+    A distilled pipeline that was trained for some strengths takes the nearest one of these and 1.
+    """
     if request.image is None:
         return request.strength
     strength = _or(request.strength, IMG2IMG_STRENGTH if request.mask is None else 1.0)
@@ -181,7 +186,7 @@ def _check_text(request: ImageRequest) -> None:
     for name in ("prompt", "negative_prompt"):
         text = getattr(request, name)
         if not isinstance(text, str) or (not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)):
-            raise InvalidRequest(f"{name} is {text!r}", allowed="a text, every character of which can be written")
+            raise InvalidRequest(f"{name} is {text!r}", allowed="a text without surrogates, which UTF-8 cannot encode")
 
 
 def _check_image(manifest: Manifest, family: Family, request: ImageRequest) -> None:
@@ -189,14 +194,16 @@ def _check_image(manifest: Manifest, family: Family, request: ImageRequest) -> N
     for name, array in (("image", image), ("mask", mask)):
         if array is not None and not isinstance(array, np.ndarray):
             raise InvalidRequest(
-                f"{name} is {array!r}", allowed="a uint8 array", fix=f"see stillhouse.read_{_READERS[name]}"
+                f"{name} is {array!r}", allowed="a uint8 array", fix=f"read it with stillhouse.read_{_READERS[name]}"
             )
     for name in ("mask", "strength"):
         if image is None and getattr(request, name) is not None:
-            raise InvalidRequest(f"{name} without an image", allowed=f"{name} with an image", fix="give an image")
+            raise InvalidRequest(
+                f"the request has {name} without an image", allowed=f"{name} with an image", fix="give an image"
+            )
     if mask is None and family.is_inpainting(manifest):
         raise InvalidRequest(
-            f"no {'image' if image is None else 'mask'} for {manifest.name}, which is an inpainting model",
+            f"there is no {'image' if image is None else 'mask'} for {manifest.name}, which is an inpainting model",
             allowed="an image and a mask",
             fix="give both, or use a text-to-image model",
         )
@@ -206,7 +213,7 @@ def _check_image(manifest: Manifest, family: Family, request: ImageRequest) -> N
         raise InvalidRequest(f"mask is {mask.dtype} {list(mask.shape)}", allowed="uint8 [height, width]")
     if image is not None and mask is not None and mask.shape != image.shape[:2]:
         raise InvalidRequest(
-            f"the mask is {_size(mask.shape)}, the image {_size(image.shape)}",
+            f"the mask is {_size(mask.shape)}, but the image is {_size(image.shape)}",
             allowed="a mask of the image's size",
             fix="resize the mask to the image",
         )
@@ -226,7 +233,7 @@ def _check_size(manifest: Manifest, request: ImageRequest) -> None:
             raise InvalidRequest(f"{name} is {size}", allowed=f"multiples of {unit}", fix=f"try {near}{resize}")
     if request.image is not None and request.image.shape[:2] != (request.height, request.width):
         raise InvalidRequest(
-            f"the image is {_size(request.image.shape)}, the request's size is {request.width}x{request.height}",
+            f"the image is {_size(request.image.shape)}, but the request's size is {request.width}x{request.height}",
             allowed="the image's own size",
             fix="leave the size out, or resize the image",
         )

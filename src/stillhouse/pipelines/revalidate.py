@@ -1,4 +1,4 @@
-"""Check of a pipeline that was accelerated on another machine, to choose the components to run on this machine.
+"""Checks a pipeline that was accelerated on another machine, to choose how its networks run on this machine.
 
 Without the check, a backend that is not installed on this machine would fail late, and a precision that is not accurate
 here would go unnoticed. The check takes seconds.
@@ -26,26 +26,28 @@ from stillhouse.pipelines.roles import DENOISER
 from stillhouse.pipelines.runners import component_batch_sizes, open_component, reopens_per_batch_size
 
 BATCH_ROWS = 8
-"""Rows of a second check of the denoiser, because backends run other kernels for a large batch than for one picture."""
+"""Number of rows with which the denoiser is checked a second time: backends run other kernels for a large batch."""
 CALLS = 3
-"""Number of timed calls, of which the shortest is taken."""
+"""Number of timed calls of a network, of which the shortest counts."""
 
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 
 
 class ForeignMachine(UserWarning):
-    """Warns that a pipeline was accelerated on another machine, and says which components were replaced, and why."""
+    """The warning that a pipeline was accelerated on another machine. It says which networks run otherwise, and why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Revalidated:
-    """The component of one role that was chosen on this machine.
+    """The result of choosing how one network runs on this machine.
+
+    The candidates are the ways to run the network (backend, precision, graph) that the manifest lists.
 
     Args:
-        component: the chosen component.
-        place: its index among the candidates, from 0.
-        seconds: time of its shortest call.
-        refused: reasons why other candidates were not chosen.
+        component: the chosen candidate.
+        place: index of the chosen candidate, from 0.
+        seconds: time of the chosen candidate's shortest call.
+        refused: for each candidate that cannot run or is not accurate here, a sentence that says why.
     """
 
     component: Component
@@ -55,20 +57,26 @@ class Revalidated:
 
 
 def needs_revalidation(manifest: Manifest) -> bool:
-    """Return whether the pipeline's components were chosen on another machine than this one."""
+    """Return whether `stillhouse accelerate` chose how the pipeline's networks run on another machine than this one."""
     return manifest.tuned is not None and manifest.tuned.fingerprint != read_machine().fingerprint()
 
 
 def revalidate(directory: Path, manifest: Manifest, threads: int | None = None) -> dict[str, Component]:
-    """Return by role the components to run on this machine: the fastest candidate that is accurate here.
+    """Return how each network runs on this machine, by role: the fastest way that is accurate here.
 
-    The candidates of a role are the manifest's component and its alternatives in `Tuned`.
+    For each network with recorded inputs, the manifest's component and its alternatives are run and compared. Other
+    networks, and pipelines that were not accelerated on another machine, keep the manifest's components.
+
+    Args:
+        directory: directory of the pipeline.
+        manifest: manifest of the pipeline.
+        threads: most threads of each network; None: as in the manifest.
 
     Warns:
         ForeignMachine: says which components were replaced, and why.
 
     Raises:
-        StillhouseError: no candidate of a role is accurate here.
+        StillhouseError: no component for a role is accurate here.
     """
     tuned = manifest.tuned
     if tuned is None or not needs_revalidation(manifest):
@@ -107,8 +115,8 @@ def _choose(
         passing.append((min(_seconds(runner, feeds) for _ in range(CALLS)), place))
     if not passing:
         raise StillhouseError(
-            f"no component of this pipeline runs its {role} here as it should: {'; '.join(refused)}",
-            fix="run `stillhouse accelerate` with its source on this machine",
+            f"this pipeline has no way to run its {role} accurately on this machine: {'; '.join(refused)}",
+            fix="run `stillhouse accelerate` with the pipeline's source on this machine",
         )
     seconds, place = min(passing)
     return Revalidated(candidates[place], place, seconds, tuple(refused))
@@ -122,9 +130,18 @@ def _open(directory: Path, component: Component, feeds: Arrays, threads: int | N
 def _worst_sqnr(
     role: str, component: Component, runner: Runner, feeds: Arrays, expected: Arrays, min_sqnr: float
 ) -> tuple[float, str]:
-    """Return the least SQNR of all outputs, in dB, and the batch it was measured with, as text for a message.
+    """Return the least signal-to-quantization-noise ratio of a network's outputs, in dB, and a text for a message.
 
-    A denoiser that is accurate is also run with `BATCH_ROWS` rows, unless it would be compiled for that batch size.
+    A denoiser that is accurate is also run with `BATCH_ROWS` rows, unless it would be compiled for that batch size. The
+    text then says so; otherwise it is empty.
+
+    Args:
+        role: role of the network.
+        component: how the network is run.
+        runner: the opened network.
+        feeds: recorded inputs, by name.
+        expected: outputs of the baseline (the network before acceleration) for these inputs, by name.
+        min_sqnr: ratio in dB from which the network is accurate.
     """
     outputs = runner(feeds)
     worst = min(_sqnr(expected[output], outputs.get(output)) for output in expected)
@@ -137,7 +154,11 @@ def _worst_sqnr(
 
 
 def _batch_sqnr(run: Callable[[Mapping[str, Any]], Mapping[str, Any]], feeds: Arrays, expected: Arrays) -> float:
-    """Return the least SQNR of all outputs, in dB, with the probe's rows repeated up to `BATCH_ROWS` rows."""
+    """Return the least signal-to-quantization-noise ratio of all outputs, in dB, for a batch of `BATCH_ROWS` rows.
+
+    The rows of the recorded inputs and of the expected outputs are repeated to fill the batch. Minus infinity stands
+    for a batch that fails.
+    """
     batch_feeds, batch_expected = (
         {name: np.resize(array, (BATCH_ROWS, *array.shape[1:])) for name, array in arrays.items()}
         for arrays in (feeds, expected)
@@ -162,7 +183,7 @@ def _seconds(runner: Runner, feeds: Arrays) -> float:
 
 
 def _read_probe(path: Path) -> tuple[Arrays, Arrays]:
-    """Return the recorded inputs of a network and the baseline's outputs."""
+    """Read an .npz file of recorded data: the inputs of a network, and the outputs expected for them, both by name."""
     with np.load(path, allow_pickle=False) as stored:
         feeds = {name.removeprefix("feed/"): stored[name] for name in stored.files if name.startswith("feed/")}
         expected = {name.removeprefix("want/"): stored[name] for name in stored.files if name.startswith("want/")}

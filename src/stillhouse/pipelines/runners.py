@@ -1,4 +1,4 @@
-"""The networks of a pipeline. Each is opened on first use, as the manifest says; at most `MAX_OPEN` stay open."""
+"""The open networks of a pipeline. Each network is opened on first use, as the manifest says."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from stillhouse.pipelines.adapters import ActiveAdapters
 
 MAX_OPEN = 16
-"""Most runners that stay open; a network has one runner for each set of shapes for which it is opened."""
+"""Largest number of opened networks that a pipeline keeps; a network counts once for each set of shapes that it is
+opened for."""
 
 
 def override_manifest(
@@ -30,10 +31,11 @@ def override_manifest(
     defaults: Defaults | None = None,
     step_cache: StepCache | None = None,
 ) -> Manifest:
-    """Return the manifest with some components, the defaults or the step cache replaced.
+    """Return the manifest with some networks, the defaults or the step cache replaced; None replaces nothing.
 
-    The manifest's step cache was split from its denoiser's graph. Where `components` has another graph for the denoiser
-    and `step_cache` is None, the step cache is dropped, and every step runs the whole denoiser.
+    The step cache (graphs for feature caching) was split from the denoiser's graph. Where `components` has another
+    graph for the denoiser and `step_cache` is None, the manifest's step cache is dropped. Without a step cache, the
+    default cache_interval is 1, so that every step runs the whole denoiser.
 
     Raises:
         InvalidRequest: `components` has a role that the manifest does not have.
@@ -52,14 +54,14 @@ def override_manifest(
 
 
 class Runners:
-    """The networks of a pipeline.
+    """The networks of a pipeline, which are opened on first use; the least recently used are closed (`MAX_OPEN`).
 
     Args:
-        directory: directory of the pipeline; paths of graphs are relative to it.
+        directory: directory of the pipeline; paths of graphs are relative to this directory.
         manifest: manifest of the pipeline.
-        options: threads and cache; threads None: as in the manifest.
-        backend: replaces the manifest's backend of every component.
-        precision: replaces the manifest's precision of the denoiser.
+        options: gives threads and cache only; threads None: as in the manifest.
+        backend: backend of every network; None: as in the manifest.
+        precision: precision of the denoiser; None: as in the manifest.
     """
 
     def __init__(
@@ -78,17 +80,18 @@ class Runners:
         self._adapters: ActiveAdapters | None = None
 
     def get(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Runner:
-        """Return the runner of a network, opened at the first call.
+        """Return the opened network of a role, to be called with its inputs. The first call opens the network.
 
         Args:
-            name: role of a component, or of a depth of the denoiser.
-            shapes: shapes of the inputs, by name; see `opening_shapes`.
+            name: role of the network, or of a graph that the denoiser was split into.
+            shapes: shapes of the inputs by name, for which a static network is opened.
         """
         component = self._component(name)
         key = (name, tuple(opening_shapes(component, shapes).items()))
         with self._opening:
             if key in self._open:
-                self._open[key] = self._open.pop(key)  # keeps the order of last use
+                # The runner moves to the end, so that the first runner is always the least recently used.
+                self._open[key] = self._open.pop(key)
             else:
                 while len(self._open) >= MAX_OPEN:
                     del self._open[next(iter(self._open))]
@@ -99,19 +102,21 @@ class Runners:
             return self._open[key]
 
     def set_adapters(self, adapters: Sequence[str]) -> None:
-        """Replace the active LoRA adapters; see `adapters`.
+        """Replace the active LoRA adapters by these files, each `FILE` or `FILE:WEIGHT`; empty: remove all adapters.
 
-        Networks that are opened later get the adapters when they are opened, and may raise ImportFailed then.
+        The weights of open networks are changed at once. Networks that are opened later get the adapters when they are
+        opened, and may raise ImportFailed then.
 
         Raises:
-            ImportFailed, InvalidRequest: see `read_adapters`; the previous adapters stay active.
+            ImportFailed: a file is not LoRA, or does not fit a network; the previous adapters stay active.
+            InvalidRequest: a network cannot take adapters; the previous adapters stay active.
             BackendFailed: a backend failed to change weights; the previous weights are restored if possible.
         """
         if adapters and self._manifest.step_cache:
             raise InvalidRequest(
-                f"adapters on {self._manifest.name}, whose denoiser is split in two depths for step caching",
-                allowed="pipelines with a whole denoiser",
-                fix="fuse them with `stillhouse import MODEL --lora FILE:WEIGHT`, and accelerate that",
+                f"{self._manifest.name} takes no adapters, because its denoiser is split for feature caching",
+                allowed="adapters on pipelines whose denoiser is not split",
+                fix="fuse them with `stillhouse import MODEL --lora FILE:WEIGHT`, and accelerate the result",
             )
         from stillhouse.pipelines.adapters import (  # imported on use, because pipelines.adapters needs torch
             ActiveAdapters,
@@ -126,7 +131,7 @@ class Runners:
                 self._apply_adapters(active)
             except StillhouseError:
                 active.adapters = before
-                with suppress(StillhouseError):  # only the first failure is raised
+                with suppress(StillhouseError):  # the error to raise is the first one, not that of the restoration
                     self._apply_adapters(active)
                 raise
             self._adapters = active
@@ -136,17 +141,17 @@ class Runners:
             active.apply(name, runner)
 
     def batch_sizes(self, name: str) -> tuple[int, ...]:
-        """Return the batch sizes that a network is opened for; empty: any size."""
+        """Return the static batch sizes of the network of a role, rising; empty: the network takes any size."""
         return component_batch_sizes(self._component(name))
 
     def graph(self, name: str) -> Path:
-        """Return the path of a network's graph."""
+        """Return the path of the graph of the network of a role."""
         return self._directory / self._component(name).graph
 
     def arrays(self) -> Arrays:
         """Return the kind of arrays that latents are kept in: arrays on the denoiser's device, or NumPy arrays.
 
-        With a step cache they are NumPy arrays, because cached features are NumPy arrays.
+        Where the denoiser is split for feature caching, latents are NumPy arrays, because cached features are.
 
         Raises:
             RuntimeMissing, InvalidRequest: the backend is not installed, or its device does not exist.
@@ -158,7 +163,10 @@ class Runners:
         return arrays or NUMPY
 
     def backend_errors(self, verb: str) -> AbstractContextManager[None]:
-        """Return a context that turns exceptions into errors of the backend; see `runtime.translate_errors`."""
+        """Return a context manager in which exceptions of the denoiser's runtime become BackendFailed.
+
+        `verb` completes the error's message: the backend could not `verb` the graph.
+        """
         component = self._component(DENOISER)
         return translate_errors(component.backend, self._directory / component.graph, verb)
 
@@ -169,16 +177,20 @@ class Runners:
             graphs = {DENOISER_FULL: split.full, DENOISER_SHALLOW: split.shallow}
             component = replace(component, graph=graphs.get(name, component.graph))
         if self._backend not in (None, component.backend):
-            # Options and precision of the manifest are dropped: they were chosen for another backend than this one.
+            # The manifest's settings and precision are left out, because they were chosen for the manifest's backend.
             component = Component(component.graph, component.weights, self._backend or component.backend)
         return replace(component, precision=self._precision) if self._precision and is_denoiser else component
 
 
 def opening_shapes(component: Component, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes for which a component is opened, given the shapes of its inputs; empty for dynamic shapes.
+    """Return the shapes by input name for which a network is opened; empty where it takes any shapes.
 
-    With several streams, they are the shapes of one row. Where a network that is opened for the largest batch also runs
-    smaller batches, they are the shapes of the largest batch.
+    With several streams (rows that run in parallel), these are the shapes of one row. Where a network that is opened
+    for the largest batch also runs smaller batches, these are the shapes of the largest batch.
+
+    Args:
+        component: how the network is run.
+        shapes: shapes of the inputs that it is to be called with, by name.
     """
     if component.streams > 1:
         return {name: (1, *shape[1:]) if shape else () for name, shape in shapes.items()}
@@ -190,20 +202,27 @@ def opening_shapes(component: Component, shapes: Mapping[str, tuple[int, ...]]) 
 
 
 def reopens_per_batch_size(component: Component) -> bool:
-    """Return whether a component is opened anew for each batch size."""
+    """Return whether a network that is run in this way is opened and compiled anew for each batch size."""
     compiles = component.settings.get("compile", "none") != "none"
     return component.static and (compiles or compiles_per(component.backend, component.settings) == "shape")
 
 
 def component_batch_sizes(component: Component) -> tuple[int, ...]:
-    """Return the batch sizes that a component is opened for; empty: any size."""
+    """Return the static batch sizes of a network that is run in this way, rising; empty: it takes any size."""
     return (component.rows or DEFAULT_SIZES) if component.static and component.streams == 1 else ()
 
 
 def open_component(
     directory: Path, component: Component, shapes: Mapping[str, tuple[int, ...]], options: RunnerOptions
 ) -> Runner:
-    """Open a component for inputs of these shapes; `options` gives only threads and cache."""
+    """Open the network of a pipeline directory and return its runner, which is called with inputs by name.
+
+    Args:
+        directory: directory of the pipeline.
+        component: graph, backend and precision of the network.
+        shapes: shapes of the inputs by name, for which a static network is opened.
+        options: gives threads and cache only; threads None: as in `component`.
+    """
     component_options = replace(
         options,
         precision=component.precision,

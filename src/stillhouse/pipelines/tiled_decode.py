@@ -18,17 +18,17 @@ OVERLAP = 0.25
 
 
 def decode_tiled(decode: Callable[[Array], Array], latents: Array, tile: int, downscale: int) -> Array:
-    """Decode latents in overlapping tiles, and return the signal.
+    """Decode latents in overlapping tiles, and return the joined picture before its conversion to pixels.
 
     Args:
-        decode: takes latents [C, y, x], returns the signal [c, y * downscale, x * downscale]; called once for each
+        decode: takes latents [C, y, x], returns a decoded tile [c, y * downscale, x * downscale]; called once for each
             tile.
         latents: float32 [C, h, w].
         tile: side of a tile in latents, at least 2.
         downscale: side of one latent in pixels.
 
     Returns:
-        float32 [c, h * downscale, w * downscale].
+        the picture, float32 [c, h * downscale, w * downscale].
 
     >>> flat = np.ones((1, 5, 9), np.float32)
     >>> bool(np.allclose(decode_tiled(lambda latents: latents, flat, 4, 1), flat))
@@ -49,7 +49,9 @@ def decode_tiled(decode: Callable[[Array], Array], latents: Array, tile: int, do
 
 
 def tile_starts(length: int, tile: int) -> list[int]:
-    """Return the first latent of each tile along one side: the fewest tiles that overlap by `OVERLAP`, evenly spread.
+    """Return the index of the first latent of each tile along one side of the latents.
+
+    There are as few tiles as an overlap of at least `OVERLAP` allows, and they are evenly spread.
 
     >>> tile_starts(22, 10), tile_starts(20, 10), tile_starts(8, 10)
     ([0, 6, 12], [0, 5, 10], [0])
@@ -62,7 +64,10 @@ def tile_starts(length: int, tile: int) -> list[int]:
 
 
 def _weights(length: int, tile: int, downscale: int) -> list[tuple[int, Array]]:
-    """Return each tile's first latent and its weight at each pixel; the weights of all tiles sum to 1 everywhere."""
+    """Return, for each tile along one side, the index of its first latent and its weight at each pixel of the side.
+
+    The weights of all tiles sum to 1 at every pixel.
+    """
     starts, side = tile_starts(length, tile), min(tile, length) * downscale
     blend = max((tile - max(int(tile * (1 - OVERLAP)), 1)) * downscale, 1)
     pixels = np.arange(side)

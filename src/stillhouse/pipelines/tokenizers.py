@@ -15,7 +15,13 @@ from stillhouse.errors import PipelineError
 
 
 class PromptTruncated(UserWarning):
-    """Warns that a prompt is longer than the text encoder reads; `lost` is the part that is cut off."""
+    """The warning that a prompt is longer than the text encoder reads.
+
+    Args:
+        lost: end of the prompt, which is cut off.
+        tokens: number of tokens of the prompt.
+        limit: largest number of tokens that the text encoder reads, without start and end tokens.
+    """
 
     def __init__(self, lost: str, tokens: int, limit: int) -> None:
         self.lost, self.tokens, self.limit = lost, tokens, limit
@@ -47,7 +53,11 @@ class Tokenizer:
     length: int
 
     def __call__(self, text: str) -> NDArray[np.int64]:
-        """Return the token ids of a text, padded to the tokenizer's length; see `encode`."""
+        """Return the token ids of a text, int64 [length], cut off or padded to the tokenizer's length.
+
+        Warns:
+            PromptTruncated: the text has more tokens, and its end was cut off.
+        """
         return self.encode(text).ids
 
     def encode(self, text: str, length: int | None = None) -> Tokens:
@@ -72,9 +82,10 @@ class Tokenizer:
         return Tokens(np.array(ids + [self.padding] * padding, np.int64), np.array(mask, np.int64))
 
     def fits(self, text: str) -> bool:
-        """Return whether the text encoder reads the whole text."""
+        """Return whether the text encoder reads the whole text, so that nothing is cut off."""
         limit = self.length - self._special_tokens
-        if len(text.encode()) <= limit:  # a token has at least one byte, so tokens need not be counted
+        # A token has at least one byte, so a short text fits, and its tokens need not be counted.
+        if len(text.encode()) <= limit:
             return True
         return len(self.vocabulary.encode(text, add_special_tokens=False).ids) <= limit
 
@@ -124,5 +135,5 @@ def _token_id(vocabulary: Vocabulary, token: Any) -> int:
     text = str(token["content"] if isinstance(token, dict) else token)
     number: int | None = vocabulary.token_to_id(text)
     if number is None:
-        raise ValueError(f"the token {text!r} is not in its vocabulary")
+        raise ValueError(f"the special token {text!r} is not in the vocabulary of tokenizer.json")
     return number

@@ -13,7 +13,7 @@ from stillhouse.pipelines.families.sdxl import SDXL
 from stillhouse.pipelines.families.stable_diffusion import STABLE_DIFFUSION
 
 ENTRY_POINTS = "stillhouse.families"
-"""Entry points by which an installed package adds a family: by its name, an object that implements `Family`."""
+"""Group of entry points with which other packages add families: each has the family's name and loads a `Family`."""
 _FAMILIES: dict[str, Family] = {family.name: family for family in (STABLE_DIFFUSION, SDXL)}
 
 
@@ -23,17 +23,17 @@ def register_family(family: Family) -> None:
 
 
 def find_family(name: str) -> Family:
-    """Return the family of that name, of this package or of an installed one.
+    """Return the pipeline family with this name, from this package or another installed package.
 
     Raises:
-        ManifestError: neither this package nor an installed one has this family.
+        ManifestError: no installed package has a family with this name.
     """
     if name not in _FAMILIES:
         for point in entry_points(group=ENTRY_POINTS, name=name):
             register_family(point.load())
     if name not in _FAMILIES:
         raise ManifestError(
-            f"the pipeline is of the family {name!r}",
+            f"the pipeline is of the family {name!r}, which is not installed",
             allowed=", ".join(sorted(_FAMILIES)),
             fix="install the package that adds it, or update stillhouse",
         )

@@ -17,7 +17,7 @@ from stillhouse.pipelines.manifest import Latent, Manifest
 from stillhouse.pipelines.tokenizers import Tokenizer
 
 MASK_THRESHOLD = 127
-"""The brightest mask level at which the picture is kept; brighter parts are inpainted."""
+"""Largest value of a uint8 mask at which the picture is kept; parts with larger values are inpainted."""
 
 Tensors: TypeAlias = Mapping[str, NDArray[Any]]
 """Inputs or outputs of a network by name, with their batch axis."""
@@ -25,13 +25,13 @@ Tensors: TypeAlias = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class NetworkCall:
-    """A network that runs at each evaluation.
+    """A network that runs at each evaluation, such as the denoiser.
 
     Args:
-        role: role of the component.
-        inputs: names of the network's inputs, out of `Family.feeds` and the outputs of earlier calls; empty: all of
-            them.
-        outputs: maps the name of each output that later calls take to the name of their input.
+        role: role of the network in the manifest.
+        inputs: names of the network's inputs, out of `Family.feeds` and the outputs of earlier networks; empty: all of
+            `Family.feeds`, and for the last network also all outputs of earlier networks.
+        outputs: names of the outputs that later networks take, each mapped to the name of their input.
     """
 
     role: str
@@ -41,7 +41,13 @@ class NetworkCall:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Start:
-    """Start of a trajectory: latents [C, h, w], branches by name, and effects that act besides the sampler's steps."""
+    """The state of a picture before its first evaluation.
+
+    Args:
+        latents: noisy latents [C, h, w].
+        branches: inputs of each guidance branch (for example with and without the prompt), by name.
+        effects: what acts besides the sampler's steps, for example inpainting's blend with the source image.
+    """
 
     latents: Array
     branches: Mapping[str, Branch]
@@ -54,10 +60,9 @@ class Context:
 
     Args:
         manifest: manifest of the pipeline.
-        run: runs a component: takes its role and inputs by name, returns outputs by name; all are NumPy arrays with a
-            batch axis.
-        encode_prompt: takes a text, returns the result of `Family.encode_prompt` for it, without batch axis; results
-            are cached.
+        run: runs a network: takes its role and its inputs by name, returns its outputs by name. All inputs and outputs
+            are NumPy arrays with a batch axis.
+        encode_prompt: takes a text, returns the denoiser's inputs for the text, without batch axis; results are cached.
     """
 
     manifest: Manifest
@@ -66,7 +71,10 @@ class Context:
 
 
 class Family(Protocol):
-    """A kind of pipeline. Its methods have no side effects, except that they run networks through `Context.run`."""
+    """A kind of pipeline, such as Stable Diffusion: what its networks take and give.
+
+    The methods have no side effects, except that they run networks through `Context.run`.
+    """
 
     name: str
     """Name of the family in a manifest."""
@@ -80,52 +88,65 @@ class Family(Protocol):
         """Return whether the denoiser takes the guidance scale as an input, and thus no negative prompt."""
 
     def schedule(self, manifest: Manifest, width: int, height: int) -> Schedule:
-        """Return the noise schedule of a picture of this size in pixels."""
+        """Return the noise schedule for a picture of this width and height in pixels."""
 
     def guidance(self, manifest: Manifest, request: ImageRequest) -> Guidance:
-        """Return how guidance combines the branches of a resolved request.
+        """Return how guidance combines the network's outputs for a request whose defaults are filled in.
 
         Raises:
             InvalidRequest: the pipeline does not support the request's guidance or negative prompt.
         """
 
     def batch_key(self, manifest: Manifest, request: ImageRequest) -> tuple[int, ...]:
-        """Return values that must be equal to share a batch, besides the size: the padded length of texts."""
+        """Return what pictures must have in common to share a batch, besides their size: the padded length of texts."""
 
     def tokenize(self, tokenizers: Mapping[str, Tokenizer], text: str, key: tuple[int, ...]) -> Mapping[str, Tensors]:
-        """Return the text encoders' inputs by role, with a batch axis; `key` is the request's `batch_key`.
+        """Return the inputs of each text encoder, by role and name, with a batch axis.
+
+        `key` is the result of `batch_key` for the request.
 
         Warns:
             PromptTruncated: a part of the text does not fit.
         """
 
     def encode_prompt(self, run: Callable[[str, Tensors], Tensors], tokens: Mapping[str, Tensors]) -> Conditioning:
-        """Return the denoiser's inputs for a text, without batch axis, from the tokens of `tokenize`."""
+        """Encode a text, and return the denoiser's inputs for it by name, without batch axis.
+
+        Args:
+            run: runs a network: takes its role and inputs by name, returns its outputs by name.
+            tokens: result of `tokenize` for the text.
+        """
 
     def prepare(self, context: Context, request: ImageRequest, noise: Array, plan: SamplingPlan) -> Start:
-        """Return the start of the trajectory of a resolved request.
+        """Return the state of a request's picture before the first evaluation.
 
         Args:
             context: the open pipeline.
-            request: resolved request.
+            request: request with every default filled in.
             noise: standard normal noise of the shape of the latents.
-            plan: plan of the request; only branches that its guidance names must be made.
+            plan: sampling plan of the request; only the branches that its guidance names are needed.
         """
 
     def calls(self, manifest: Manifest) -> Sequence[NetworkCall]:
         """Return the networks of an evaluation in the order in which they run; the denoiser is the last one."""
 
     def feeds(self, latents: Array, timesteps: Array, conditioning: Conditioning) -> Tensors:
-        """Return the networks' inputs, made of latents [R, C, h, w], timesteps [R] and conditioning [R, ...]."""
+        """Return the inputs of the networks of one evaluation, by name.
+
+        Args:
+            latents: [R, C, h, w], with the branch's further channels.
+            timesteps: [R].
+            conditioning: the denoiser's other inputs by name, [R, ...].
+        """
 
     def read(self, outputs: Tensors, latents: Array) -> Array:
-        """Return the prediction, [R, C, h, w], from the denoiser's outputs and its input latents."""
+        """Return the denoiser's prediction, [R, C, h, w], given its outputs by name and the latents it was run with."""
 
     def encode_image(self, context: Context, picture: Picture) -> Array:
-        """Return the normalised latents of a picture, [C, h, w]."""
+        """Encode a picture, and return its latents [C, h, w], normalised as the denoiser takes them."""
 
     def decode(self, context: Context, latents: Array) -> Array:
-        """Return the decoded picture, [3, height, width], -1 to 1, of normalised latents [C, h, w].
+        """Decode normalised latents [C, h, w], and return the picture, [3, height, width], -1 to 1.
 
         Large pictures are decoded in tiles, so `latents` may be of a part of the picture only.
         """
@@ -159,7 +180,7 @@ def normalize_latents(latent: Latent, encoded: Array) -> Array:
 
 
 def denormalize_latents(latent: Latent, latents: Array) -> Array:
-    """Return normalised latents [C, h, w], scaled and shifted back for the decoder."""
+    """Return normalised latents [C, h, w] as the decoder takes them: scaled and shifted back."""
     encoded = latents / latent.scaling_factor + latent.shift_factor
     return encoded * _by_channel(latent.std) + _by_channel(latent.mean) if latent.std else encoded
 
@@ -169,8 +190,8 @@ def _by_channel(values: Sequence[float]) -> Array:
 
 
 def latent_mask(mask: NDArray[np.uint8], downscale: int) -> Array:
-    """Return a mask at the size of the latents, float32 [1, h, w], 1 where the picture is inpainted.
+    """Return a uint8 mask at the size of the latents, float32 [1, h, w]: 1 where the picture is inpainted, else 0.
 
-    The top left pixel of each latent's square decides, as in diffusers.
+    Each latent stands for a square of pixels, whose top left pixel decides, as in diffusers.
     """
     return (mask[None, ::downscale, ::downscale] > MASK_THRESHOLD).astype(np.float32)

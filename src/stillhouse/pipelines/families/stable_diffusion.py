@@ -54,7 +54,7 @@ class StableDiffusionOptions:
 
 
 class StableDiffusion:
-    """See `base.Family`."""
+    """The family of Stable Diffusion 1.x, 2.x and their inpainting models, which implements `base.Family`."""
 
     name = "stable-diffusion"
     options: type[Any] = StableDiffusionOptions
@@ -68,16 +68,19 @@ class StableDiffusion:
         return bool(manifest.family_options.get("guidance_channels"))
 
     def schedule(self, manifest: Manifest, width: int, height: int) -> Schedule:
-        """Return the manifest's schedule, whatever the size."""
+        """Return the manifest's noise schedule, which does not depend on the size of the picture."""
         return manifest.sampling.schedule
 
     def guidance(self, manifest: Manifest, request: ImageRequest) -> Guidance:
-        """Return classifier-free guidance; for a network that takes the scale as an input, guidance that never acts."""
+        """Return classifier-free guidance with the request's scale, interval and rescale.
+
+        For a network that takes the guidance scale as an input, the result is guidance that never acts.
+        """
         assert request.guidance is not None and request.guidance_interval is not None
         if self.takes_guidance(manifest) and request.negative_prompt:
             raise InvalidRequest(
-                f"a negative prompt for {manifest.name}, which was distilled with its guidance inside",
-                allowed="prompts only",
+                f"the request has a negative prompt for {manifest.name}, which was distilled with its guidance inside",
+                allowed="requests without a negative prompt",
                 fix="leave the negative prompt out",
             )
         scale = 1.0 if self.takes_guidance(manifest) else request.guidance
@@ -88,18 +91,21 @@ class StableDiffusion:
         return ()
 
     def tokenize(self, tokenizers: Mapping[str, Tokenizer], text: str, key: tuple[int, ...]) -> Mapping[str, Tensors]:
-        """Return the token ids of each text encoder, int64 [1, 77]."""
+        """Return the token ids of a text for each text encoder, by role: {"input_ids": int64 [1, 77]}."""
         for role, tokenizer in tokenizers.items():
             if tokenizer.start is None or tokenizer.end is None:
                 raise PipelineError(
-                    f"the tokenizer of {role} names no start or no end token",
+                    f"the tokenizer of {role} names no start token or no end token",
                     allowed="a CLIP tokenizer, whose tokenizer_config.json has bos_token and eos_token",
                     fix="import the model again",
                 )
         return {role: {"input_ids": tokenizer(text)[None]} for role, tokenizer in tokenizers.items()}
 
     def encode_prompt(self, run: Callable[[str, Tensors], Tensors], tokens: Mapping[str, Tensors]) -> Conditioning:
-        """Return encoder_hidden_states [L, D], and text_embeds [E] where the last text encoder has this output."""
+        """Encode a text, and return the U-Net's inputs for it, by name.
+
+        These are encoder_hidden_states [L, D], and text_embeds [E] where the last text encoder has this output.
+        """
         outputs = [run(role, feeds) for role, feeds in tokens.items()]
         states = np.concatenate([output["last_hidden_state"][0] for output in outputs], axis=-1)
         encoded = {"encoder_hidden_states": states}
@@ -108,7 +114,10 @@ class StableDiffusion:
         return encoded
 
     def prepare(self, context: Context, request: ImageRequest, noise: Array, plan: SamplingPlan) -> Start:
-        """Return the start from noise, or from a source image and noise; a mask becomes a blend or channels."""
+        """Return the state of a picture before its first evaluation: pure noise, or a source image with noise.
+
+        A mask becomes input channels of an inpainting network; for other networks it becomes an `InpaintBlend`.
+        """
         inputs = self.inputs(context.manifest, request, context.encode_prompt(request.prompt))
         branches = {CONDITIONAL: Branch(inputs)}
         if plan.guidance.base is not None:
@@ -118,7 +127,10 @@ class StableDiffusion:
         return self._start_from_image(context, request, noise, plan, branches)
 
     def inputs(self, manifest: Manifest, request: ImageRequest, encoded: Conditioning) -> Conditioning:
-        """Return the denoiser's inputs besides latents and timestep, for one row, without a batch axis."""
+        """Return the denoiser's inputs besides latents and timestep, by name, for one row, without a batch axis.
+
+        These are the encoded prompt, and the embedded guidance scale where the network takes the scale as an input.
+        """
         if not self.takes_guidance(manifest):
             return encoded
         assert request.guidance is not None
@@ -126,27 +138,30 @@ class StableDiffusion:
         return {**encoded, "timestep_cond": embed_guidance(request.guidance, channels)}
 
     def negative_inputs(self, context: Context, request: ImageRequest, inputs: Conditioning) -> Conditioning:
-        """Return the same for the negative prompt."""
+        """Return the denoiser's inputs for the negative prompt, by name, for one row, without a batch axis."""
         return self.inputs(context.manifest, request, context.encode_prompt(request.negative_prompt))
 
     def calls(self, manifest: Manifest) -> Sequence[NetworkCall]:
-        """Return the U-Net's call."""
+        """Return the only network of an evaluation, the U-Net."""
         return (NetworkCall(DENOISER),)
 
     def feeds(self, latents: Array, timesteps: Array, conditioning: Conditioning) -> Tensors:
-        """Return the U-Net's inputs under diffusers' names."""
+        """Return the U-Net's inputs by their names in diffusers: sample, timestep, and those of the conditioning."""
         return {"sample": latents, "timestep": timesteps, **conditioning}
 
     def read(self, outputs: Tensors, latents: Array) -> Array:
-        """Return the U-Net's output as it is."""
+        """Return the U-Net's output, [R, C, h, w], as it is."""
         return outputs["out_sample"]
 
     def encode_image(self, context: Context, picture: Picture) -> Array:
-        """Return the mean of the encoder's distribution of latents; diffusers draws a random sample instead."""
+        """Return the normalised latents of a picture, [C, h, w].
+
+        They are the mean of the encoder's distribution; diffusers draws a random sample instead.
+        """
         return self._encode_signal(context, normalize_pixels(picture))
 
     def decode(self, context: Context, latents: Array) -> Array:
-        """Return the decoded picture, [3, height, width], -1 to 1."""
+        """Decode normalised latents [C, h, w], and return the picture, [3, height, width], -1 to 1."""
         encoded = denormalize_latents(context.manifest.latent, latents)
         signal: Array = context.run(DECODER, {"latent_sample": encoded[None]})["sample"][0]
         return signal
@@ -158,7 +173,11 @@ class StableDiffusion:
     def _start_from_image(
         self, context: Context, request: ImageRequest, noise: Array, plan: SamplingPlan, branches: Mapping[str, Branch]
     ) -> Start:
-        """Return the start of an edit. With a mask and strength 1, the latents are pure noise, as in diffusers."""
+        """Return the state before the first evaluation of a request with a source image.
+
+        With a mask and strength 1, the latents are pure noise, as in diffusers. `branches` are those for text; for an
+        inpainting network, the mask and the masked image are added to them as input channels.
+        """
         manifest, mask = context.manifest, request.mask
         is_inpainting = self.is_inpainting(manifest)
         assert request.image is not None
