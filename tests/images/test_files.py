@@ -138,7 +138,7 @@ def test_a_png_without_a_sound_request_is_refused(tmp_path: Path, note: str | No
     if note is not None:
         text.add_text("stillhouse", note)
     Image.fromarray(picture()).save(tmp_path / "one.png", pnginfo=text)
-    with pytest.raises(InvalidRequest, match="carries no request"):
+    with pytest.raises(InvalidRequest, match="holds no request"):
         read_request(tmp_path / "one.png")
 
 

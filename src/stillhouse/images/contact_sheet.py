@@ -30,14 +30,17 @@ class _Tile:
 
 
 def contact_sheet(pictures: Sequence[Picture], labels: Sequence[str]) -> Picture:
-    """Return a sheet of labelled pictures in rows on a near-white background.
+    """Return one picture that shows all pictures in rows, each above its label, on a near-white background.
 
-    Small and large pictures are enlarged or reduced by a whole factor.
+    Small pictures are enlarged and large pictures reduced by a whole factor.
 
     Args:
         pictures: uint8 [height, width, 3], at least one; sizes may differ.
-        labels: a label for each picture, in ASCII, because pillow's font has no other characters; wrapped, and cut
-            after four lines.
+        labels: a label for each picture, in ASCII, because pillow's font has no other characters. Labels are wrapped,
+            and cut after four lines.
+
+    Returns:
+        the sheet, uint8 [height, width, 3].
 
     >>> contact_sheet([np.zeros((64, 64, 3), np.uint8)] * 2, ["one", "two"]).shape
     (351, 600, 3)
@@ -67,7 +70,10 @@ def _paste(sheet: Image.Image, canvas: ImageDraw.ImageDraw, tile: _Tile, left: i
 
 
 def _tile(picture: Picture, label: str) -> _Tile:
-    """Return a tile. Small pictures are enlarged without smoothing, large pictures are reduced by averaging."""
+    """Scale a picture for a contact sheet, and wrap its label into lines.
+
+    Small pictures are enlarged without smoothing, large pictures are reduced by averaging.
+    """
     image, longest = Image.fromarray(picture), max(picture.shape[:2])
     if longest > 2 * _CELL:
         image = image.reduce(math.ceil(longest / (2 * _CELL)))
@@ -77,7 +83,7 @@ def _tile(picture: Picture, label: str) -> _Tile:
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    """Return lines of at most `width` pixels; shortened lines end in dots."""
+    """Wrap a text into at most four lines of `width` pixels; lines that are cut end in dots."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
@@ -90,7 +96,7 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 
 def _shortened(line: str, width: int) -> str:
-    line = line[:width]  # a character is at least one pixel wide
+    line = line[:width]  # no more characters can fit, because each is at least one pixel wide
     if _font().getlength(line) <= width:
         return line
     while line and _font().getlength(f"{line}...") > width:

@@ -24,22 +24,22 @@ Format: TypeAlias = Literal["png", "jpeg", "webp", "raw"]
 """File format of a picture; raw: the uint8 pixels [height, width, 3] without a header."""
 QUALITY = 90
 MAX_PIXELS = 64_000_000
-"""Pixels of the largest picture that is read."""
+"""Number of pixels of the largest picture that is read; larger pictures are refused."""
 
-# Other formats are refused, because pillow starts other programs to read some of them.
+# Only these formats are read, because pillow starts other programs to read some of its further formats.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "F")
 _KEY, _PARAMETERS = "stillhouse", "parameters"
 _ARRAYS = ("image", "mask")
 _COMPRESSION = 2
 """Compression level of PNGs, 0 to 9. Compared with level 6, files are a fifth larger and encoding takes a third of the
-time, about as long as a step."""
+time, about as long as one denoising step."""
 _DESCRIPTION, _SOFTWARE = 0x010E, 0x0131
 _MAX_EXIF = 60_000
-"""Most characters of the description, which is ASCII; all EXIF data may have about 65,000 bytes."""
+"""Largest length of a request in EXIF, in ASCII characters; all EXIF data may have about 65,000 bytes."""
 _MAX_PROMPT = 2_000
-"""Characters that remain of each prompt if whole prompts are too long; JSON takes up to twelve bytes for a
-character."""
+"""Number of characters that remain of each prompt if a request is too long for EXIF; JSON takes up to twelve bytes for
+one character."""
 
 
 def read_picture(path: Path | str | BinaryIO, largest: int = MAX_PIXELS) -> Picture:
@@ -47,7 +47,7 @@ def read_picture(path: Path | str | BinaryIO, largest: int = MAX_PIXELS) -> Pict
 
     Args:
         path: a file's path, or an open file.
-        largest: most pixels; larger pictures are refused before they are decoded.
+        largest: largest number of pixels; larger pictures are refused before they are decoded.
 
     Raises:
         InvalidRequest: the file does not exist, is not a picture, is damaged, is too large, or has more than 8 bits per
@@ -58,28 +58,35 @@ def read_picture(path: Path | str | BinaryIO, largest: int = MAX_PIXELS) -> Pict
 
 
 def read_mask(path: Path | str | BinaryIO, largest: int = MAX_PIXELS) -> NDArray[np.uint8]:
-    """Read a mask as uint8 [height, width]: bright parts are inpainted, dark and transparent ones are kept.
+    """Read a mask as uint8 [height, width]: bright parts are inpainted, dark and transparent parts are kept.
 
     Args:
-        path, largest: as in `read_picture`.
+        path: a file's path, or an open file.
+        largest: largest number of pixels; larger pictures are refused before they are decoded.
 
     Raises:
-        InvalidRequest: as `read_picture`.
+        InvalidRequest: the file does not exist, is not a picture, is damaged, is too large, or has more than 8 bits per
+            channel.
     """
     with _opened(path, largest) as picture:
         return np.array(_flatten(picture, "black").convert("L"))
 
 
 def read_alpha_mask(path: Path | str | BinaryIO, largest: int = MAX_PIXELS) -> NDArray[np.uint8]:
-    """Read a mask as OpenAI's clients send it, as uint8 [height, width]: transparent parts are inpainted.
+    """Read a mask as clients of OpenAI's API send it: transparent parts are inpainted.
 
-    A picture without transparency is read as `read_mask` reads it.
+    In a picture without transparency, bright parts are inpainted, as by `read_mask`.
 
     Args:
-        path, largest: as in `read_picture`.
+        path: a file's path, or an open file.
+        largest: largest number of pixels; larger pictures are refused before they are decoded.
+
+    Returns:
+        the mask, uint8 [height, width], 255 where the picture is inpainted.
 
     Raises:
-        InvalidRequest: as `read_picture`.
+        InvalidRequest: the file does not exist, is not a picture, is damaged, is too large, or has more than 8 bits per
+            channel.
     """
     with _opened(path, largest) as picture:
         if not picture.has_transparency_data:
@@ -89,13 +96,13 @@ def read_alpha_mask(path: Path | str | BinaryIO, largest: int = MAX_PIXELS) -> N
 
 
 def write_png(path: Path | str, image: Picture, request: ImageRequest | None = None, model: str | None = None) -> None:
-    """Write a PNG with its request as metadata; an existing file is replaced, whole or not at all.
+    """Write a PNG with the request that generated it as metadata. An existing file is replaced, whole or not at all.
 
     Args:
         path: path of the file; its directory is made where it does not exist.
         image: uint8 [height, width, 3].
         request: the request that generated the picture, for `read_request`; None: no metadata.
-        model: name of the pipeline.
+        model: name of the pipeline, for the metadata.
 
     Raises:
         InvalidRequest: the file cannot be written.
@@ -117,14 +124,14 @@ def encode_png(image: Picture, request: ImageRequest | None = None, model: str |
 def encode_image(
     image: Picture, kind: Format, request: ImageRequest | None = None, model: str | None = None, quality: int = QUALITY
 ) -> bytes:
-    """Encode a picture.
+    """Encode a picture as a file in memory.
 
     Args:
         image: uint8 [height, width, 3].
-        kind: file format. A PNG holds the request as `write_png` writes it, jpeg and webp as JSON in EXIF's
-            ImageDescription.
+        kind: file format. A png holds the request in text chunks; jpeg and webp hold it as JSON in EXIF's
+            ImageDescription; raw holds no request.
         request: the request that generated the picture; None: no metadata.
-        model: name of the pipeline.
+        model: name of the pipeline, for the metadata.
         quality: quality of jpeg and webp, 1 to 100.
 
     Returns:
@@ -152,10 +159,10 @@ def read_request(path: Path | str, image: Picture | None = None, mask: NDArray[n
 
     Args:
         path: path of the PNG.
-        image, mask: image and mask of the request, where it had any; the file holds only their checksums.
+        image, mask: the request's image and mask, where it had them; the file holds only their checksums.
 
     Raises:
-        InvalidRequest: the file holds no request, or `image` or `mask` is not the request's.
+        InvalidRequest: the file holds no request, or the checksum of `image` or `mask` differs from the file's.
     """
     with _opened(path) as picture:
         text = picture.info.get(_KEY)
@@ -163,22 +170,22 @@ def read_request(path: Path | str, image: Picture | None = None, mask: NDArray[n
         record = convert(dict[str, Any], json.loads(text or "null"))
         values = convert(dict[str, Any], record["request"])
         checksums = {name: values.pop(name) for name in _ARRAYS}
-        if "refresh" in values:  # older files name cache_interval so
+        if "refresh" in values:  # files of older versions name the field cache_interval so
             values["cache_interval"] = values.pop("refresh")
         request = convert(ImageRequest, values)
     except (InvalidDocument, KeyError, ValueError, RecursionError) as error:
-        raise InvalidRequest(f"{path} carries no request", allowed="a PNG that Stillhouse wrote, unedited") from error
+        raise InvalidRequest(f"{path} holds no request", allowed="a PNG that Stillhouse wrote, unedited") from error
     for name, array in (("image", image), ("mask", mask)):
         if checksums[name] != _array_checksum(array):
             raise InvalidRequest(
-                f"{path} was not made with this {name}" if array is not None else f"{path} was made with {name}",
+                f"{path} was not made with this {name}" if array is not None else f"the {name} for {path} is missing",
                 allowed=f"the {name} with {checksums[name]}" if checksums[name] else f"no {name}",
             )
     return replace(request, image=image, mask=mask)
 
 
 def describe_request(request: ImageRequest) -> dict[str, Any]:
-    """Return a request's fields as JSON values; size and checksum stand for the image and the mask.
+    """Return a request's fields by name, as JSON values. Size and checksum stand for the image and the mask.
 
     >>> describe_request(ImageRequest("a red circle", seed=7))["seed"]
     7
@@ -213,7 +220,7 @@ def _array_checksum(array: NDArray[np.uint8] | None) -> dict[str, Any] | None:
 
 
 def _parameters_text(request: ImageRequest, model: str | None) -> str:
-    """Return the generation parameters in the format that other image generators write under this key."""
+    """Return a request as the text that other image generators write into a PNG under the key `parameters`."""
     parameters: Mapping[str, Any] = {
         "Steps": request.steps,
         "Sampler": request.sampler,
@@ -229,7 +236,7 @@ def _parameters_text(request: ImageRequest, model: str | None) -> str:
 
 
 def _request_json(request: ImageRequest, model: str | None) -> str:
-    """Return the request as JSON; prompts that are too long for EXIF are shortened."""
+    """Return a request and the pipeline's name as JSON. If the JSON is too long for EXIF, its prompts are cut."""
     values = describe_request(request)
     text = json.dumps({"model": model, "request": values})
     if len(text) > _MAX_EXIF:
@@ -266,7 +273,7 @@ def _check(name: Path | str, picture: Image.Image, largest: int) -> None:
         raise _too_large(name, largest)
     if picture.mode in _DEEP_MODES:
         raise InvalidRequest(
-            f"{name} has more than 8 bits per channel", allowed="8 bits", fix="convert it to an 8-bit PNG"
+            f"{name} has more than 8 bits per channel", allowed="8 bits per channel", fix="convert it to an 8-bit PNG"
         )
 
 
@@ -275,12 +282,12 @@ def _too_large(name: Path | str, largest: int) -> InvalidRequest:
 
 
 def _decoder_message(error: Exception, path: object) -> str:
-    """Return a decoder's message without the memory address of an open file."""
+    """Return the message of pillow's error, with "it" in place of an open file's description (a memory address)."""
     return str(error).replace(repr(path), "it")
 
 
 def _flatten(picture: Image.Image, background: str) -> Image.Image:
-    """Return a picture upright, with transparent parts on a background of one colour."""
+    """Rotate a picture as its EXIF data says, and put its transparent parts on a background of one colour."""
     upright = ImageOps.exif_transpose(picture)
     if not upright.has_transparency_data:
         return upright

@@ -153,12 +153,14 @@ class Family(Protocol):
 
 
 def normalize_pixels(picture: Picture) -> Array:
-    """Convert uint8 [height, width, 3] to float32 [3, height, width], -1 to 1."""
+    """Convert the pixels of a picture, uint8 [height, width, 3], to float32 [3, height, width], -1 to 1."""
     return np.ascontiguousarray(picture.transpose(2, 0, 1), np.float32) / np.float32(127.5) - 1
 
 
 def to_pixels(signal: NDArray[Any]) -> Picture:
-    """Convert float32 [3, height, width], clipped to -1 to 1, to uint8 [height, width, 3].
+    """Convert a float picture [3, height, width] to pixels, uint8 [height, width, 3]; -1 is black, 1 is white.
+
+    Values outside of -1 to 1 are clipped.
 
     >>> to_pixels(np.zeros((3, 1, 1), np.float32)).tolist()
     [[[128, 128, 128]]]
