@@ -188,7 +188,7 @@ def test_a_u_net_in_two_depths_wears_nothing_and_says_so(styles: dict[str, Path]
 @pytest.mark.parametrize(
     ("backend", "settings", "told"),
     [
-        ("onnxruntime", {}, "an adapter changes denoiser, which runs on onnxruntime; allowed"),
+        ("onnxruntime", {}, "an adapter cannot change denoiser, which runs on onnxruntime; allowed"),
         (
             "tensorrt",
             {"graphs": "cuda"},

@@ -220,7 +220,7 @@ def test_a_file_that_is_gone(directory: Path) -> None:
     ("change", "message"),
     [
         (lambda document: document.update(version=3), r"version 3; allowed: versions 1 to 2; import the model again"),
-        (lambda document: document.pop("version"), "has no field version"),
+        (lambda document: document.pop("version"), "has no field 'version'"),
         (lambda document: document.pop("latent"), r"is broken: \$.latent is missing"),
         (lambda document: document["defaults"].update(steps="many"), r"\$.defaults.steps is 'many'"),
         (lambda document: document["defaults"].update(steps=4), "was edited: its checksum"),

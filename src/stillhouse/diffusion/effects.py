@@ -88,7 +88,7 @@ class FeatureCache(Effect):
     _index: int = 0
 
     def reuse_features(self, branches: Sequence[str], index: int) -> Sequence[NDArray[Any]] | None:
-        """Return the cached features of each branch; None where they are `interval` evaluations old or incomplete.
+        """Return the cached features of each branch; None if they are `interval` evaluations old or a branch has none.
 
         All branches of a picture are computed anew at the same evaluation, because guidance would amplify a difference
         between features of different ages.

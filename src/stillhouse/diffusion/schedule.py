@@ -75,7 +75,7 @@ def noise_levels(schedule: Schedule) -> tuple[NDArray[np.float64], NDArray[np.fl
 
 
 def shifted(schedule: Schedule, t: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return sigma of the flow schedule at times t, 0 to 1 (arXiv 2403.03206, equation 23)."""
+    """Return sigma of a flow schedule, with its shift, at times t, 0 to 1 (arXiv 2403.03206, equation 23)."""
     return schedule.shift * t / (1 + (schedule.shift - 1) * t)
 
 

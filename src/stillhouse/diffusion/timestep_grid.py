@@ -66,11 +66,15 @@ class TimestepGrid:
 
     def __post_init__(self) -> None:
         if len(self.levels) < 2 or self.levels[-1] != CLEAN:
-            raise InvalidRequest("the grid does not end at CLEAN", allowed="one or more levels, then CLEAN")
+            raise InvalidRequest(
+                "the noise levels do not end at CLEAN, the level of a clean picture",
+                allowed="one or more levels, then CLEAN",
+            )
         ratios = [level.half_log_snr for level in self.levels]
         if any(after <= before for before, after in pairwise(ratios)):
             raise InvalidRequest(
-                "a level of the grid has no less noise than the level before", allowed="levels from noisy to clean"
+                "the noise levels do not fall: one has as much noise as the level before, or more",
+                allowed="levels from noisy to clean",
             )
 
     @property
@@ -130,22 +134,24 @@ def make_grid(
     steps_offset: int = 0,
     drop_last_level: bool = False,
 ) -> TimestepGrid:
-    """Return the grid of `steps` steps.
+    """Return the grid of noise levels for a trajectory of `steps` sampler steps.
 
     Args:
         schedule: noise schedule that the network was trained with.
-        steps: number of intervals, 1 to the schedule's train_steps.
+        steps: number of sampler steps, 1 to the schedule's train_steps.
         spacing: trailing, leading or linspace (table 2 of arXiv 2305.08891), as in diffusers' DDIM. Flow has trailing
             (sigma = 1, (N - 1) / N, ..., 1 / N) and linspace (down to the lowest trained level).
         sigmas: schedule takes the noise levels of the timesteps that `spacing` selects. karras (arXiv 2206.00364,
             equation 5, rho 7) and exponential ignore `spacing`: they spread sigma / alpha (flow: sigma) over the
             trained range, and have fractional timesteps.
         steps_offset: number added to every timestep of leading spacing.
-        drop_last_level: make leading and linspace grids with one more step, and leave out the last level. diffusers
-            does so for samplers with `Sampler.drops_last_level`, which would extrapolate too far over a long last step.
+        drop_last_level: whether leading and linspace grids are made with one more step, and their last noisy level is
+            left out. diffusers does so for samplers with `Sampler.drops_last_level`, which would extrapolate too far
+            over a long last step.
 
     Raises:
-        InvalidRequest: a name does not exist, or `steps` exceeds the number of the schedule's timesteps.
+        InvalidRequest: a name does not exist, `steps` exceeds the number of the schedule's timesteps, or the spacing of
+            a flow schedule is leading.
 
     >>> make_grid(Schedule(zero_terminal_snr=True), 4).timesteps.tolist()
     [999.0, 749.0, 499.0, 249.0]

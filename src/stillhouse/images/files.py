@@ -82,7 +82,7 @@ def read_alpha_mask(path: Path | str | BinaryIO, largest: int = MAX_PIXELS) -> N
         largest: largest number of pixels; larger pictures are refused before they are decoded.
 
     Returns:
-        the mask, uint8 [height, width], 255 where the picture is inpainted.
+        the mask, uint8 [height, width]; where its value is above 127, the picture is inpainted.
 
     Raises:
         InvalidRequest: the file does not exist, is not a picture, is damaged, is too large, or has more than 8 bits per
@@ -170,7 +170,7 @@ def read_request(path: Path | str, image: Picture | None = None, mask: NDArray[n
         record = convert(dict[str, Any], json.loads(text or "null"))
         values = convert(dict[str, Any], record["request"])
         checksums = {name: values.pop(name) for name in _ARRAYS}
-        if "refresh" in values:  # files of older versions name the field cache_interval so
+        if "refresh" in values:  # older versions called the field cache_interval so, and their files must stay readable
             values["cache_interval"] = values.pop("refresh")
         request = convert(ImageRequest, values)
     except (InvalidDocument, KeyError, ValueError, RecursionError) as error:

@@ -119,7 +119,7 @@ def _check_backend(name: str, component: Component) -> None:
     how = ", ".join(f"{setting} {value}" for setting, value in actual.items() if value != needed[setting])
     supported = [one for one in (*builtin_backends(), backend) if one.adapter_settings is not None]
     raise InvalidRequest(
-        f"an adapter changes {name}, which runs on {component.backend}{f' with {how}' if how else ''}",
+        f"an adapter cannot change {name}, which runs on {component.backend}{f' with {how}' if how else ''}",
         allowed="networks on " + "; on ".join(dict.fromkeys(map(_describe, supported))),
         fix="fuse the adapter with `stillhouse import MODEL --lora FILE:WEIGHT`",
     )

@@ -121,7 +121,11 @@ class Adapter:
         for name, delta in deltas.items():
             shape = shapes[places[name]]
             if delta.up.shape[0] != shape[0] or delta.down[0].numel() != math.prod(shape[1:]):
-                raise _refused(self.path, f"made for another {component}: here {list(shape)} is the shape of", [name])
+                raise _refused(
+                    self.path,
+                    f"it was made for another {component}: this {component} has the shape {list(shape)} in layer",
+                    [name],
+                )
         return [(places[name], replace(delta, scale=self.weight * delta.scale)) for name, delta in deltas.items()]
 
 

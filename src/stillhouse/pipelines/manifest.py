@@ -74,7 +74,9 @@ class Component:
 
     def __post_init__(self) -> None:
         if list(self.rows) != sorted({row for row in self.rows if row > 0}):
-            raise InvalidRequest(f"rows is {list(self.rows)}", allowed="sizes from 1, each larger than the one before")
+            raise InvalidRequest(
+                f"rows is {list(self.rows)}", allowed="batch sizes from 1, each larger than the one before"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,7 +328,7 @@ def convert_manifest(document: Mapping[str, Any]) -> Manifest:
     try:
         body = _upgrade_version_1(document) if document["version"] == 1 else document
     except KeyError as error:
-        raise InvalidDocument(f"the document has no field {error.args[0]}") from None
+        raise InvalidDocument(f"the document has no field {error.args[0]!r}") from None
     except (AttributeError, TypeError, ValueError) as error:
         raise InvalidDocument(f"the document cannot be read as version 1: {error}") from None
     return convert(Manifest, body)
@@ -389,7 +391,7 @@ def _load(path: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise _broken(path, f"is not JSON: {error}") from None
     if not isinstance(document, dict) or "version" not in document:
-        raise _broken(path, "has no field version")
+        raise _broken(path, "has no field 'version'")
     if document["version"] not in range(1, VERSION + 1):
         raise ManifestError(
             f"{path} has version {document['version']!r}",
@@ -410,7 +412,7 @@ def _decode(path: Path, document: dict[str, Any]) -> Manifest:
         raise _broken(path, "was edited: its checksum does not fit its other fields")
     for name in needed_files(manifest):
         if name not in manifest.files:
-            raise _broken(path, f"is broken: its field files has no entry for {name}, which the pipeline needs")
+            raise _broken(path, f"is broken: its field 'files' has no entry for {name}, which the pipeline needs")
     return manifest
 
 
@@ -467,7 +469,7 @@ def _is_evidence(name: Path) -> bool:
 def _check_file(directory: Path, name: str, record: FileRecord, verify: bool) -> None:
     path = directory / name
     if not path.resolve().is_relative_to(directory.resolve()):
-        raise _broken(directory / MANIFEST, f"names a file outside of its directory: its field files has {name!r}")
+        raise _broken(directory / MANIFEST, f"names a file outside of its directory: its field 'files' has {name!r}")
     if not path.is_file():
         raise _tampered(path, "is missing")
     size = path.stat().st_size

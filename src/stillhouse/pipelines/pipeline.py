@@ -68,7 +68,8 @@ class Pipeline:
         cache: directory for compiled networks, for runtimes that store them.
         verify: whether every file is hashed first; see `read_manifest`.
         manifest: replaces the manifest of the directory; None: the directory's.
-        components: components by role that replace the manifest's; graphs outside of the directory have absolute paths.
+        components: graph, backend and precision of networks, by role, in place of the manifest's; graphs outside of the
+            directory have absolute paths.
         defaults: replace the manifest's defaults; None: the manifest's.
         step_cache: the graphs for feature caching that the denoiser was split into, in place of the manifest's; None:
             the manifest's, or none where `components` has another graph for the denoiser.
@@ -104,7 +105,7 @@ class Pipeline:
         self._encoded = lru_cache(CACHED_PROMPTS)(self._encode)
 
     def resolve(self, request: ImageRequest) -> Resolved:
-        """Return the request with every default filled in and its trajectory planned; see `resolve.resolve`."""
+        """Check a request, and return it with every default filled in and with its sampling plan."""
         return resolve(self.manifest, request)
 
     def start(self, request: ImageRequest | Resolved, *, noise: Array | None = None) -> ImageTrajectory:

@@ -57,7 +57,7 @@ class Revalidated:
 
 
 def needs_revalidation(manifest: Manifest) -> bool:
-    """Return whether `stillhouse accelerate` chose how the pipeline's networks run on another machine than this one."""
+    """Return whether the pipeline was accelerated on another machine, so that its choices must be checked here."""
     return manifest.tuned is not None and manifest.tuned.fingerprint != read_machine().fingerprint()
 
 

@@ -202,13 +202,13 @@ def opening_shapes(component: Component, shapes: Mapping[str, tuple[int, ...]]) 
 
 
 def reopens_per_batch_size(component: Component) -> bool:
-    """Return whether a network that is run in this way is opened and compiled anew for each batch size."""
+    """Return whether the network of a component is opened and compiled anew for each batch size."""
     compiles = component.settings.get("compile", "none") != "none"
     return component.static and (compiles or compiles_per(component.backend, component.settings) == "shape")
 
 
 def component_batch_sizes(component: Component) -> tuple[int, ...]:
-    """Return the static batch sizes of a network that is run in this way, rising; empty: it takes any size."""
+    """Return the static batch sizes of the network of a component, rising; empty: the network takes any size."""
     return (component.rows or DEFAULT_SIZES) if component.static and component.streams == 1 else ()
 
 

@@ -19,7 +19,7 @@ Received = TypeVar("Received")
 
 _LENGTH = struct.Struct("!Q")
 _SMALL_BYTES = 1 << 16
-"""Messages below this number of bytes are copied behind their length, so that one call sends both."""
+"""A message with fewer bytes is joined to the header that holds its length, so that one system call sends both."""
 
 
 class TransportClosed(ConnectionError):

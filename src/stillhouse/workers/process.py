@@ -47,9 +47,9 @@ class WorkerProcess(Generic[Sent, Received]):
     Args:
         module: name of the module, which must call `connect_to_parent`.
         received: type of the messages that the process sends, as in `Channel`.
-        working_directory: directory in which the process runs; None: that of this process.
-        log_file: file to which the output of the process is appended; None: the output goes where this process's goes.
-        environment: variables of the process, in addition to those of this process.
+        working_directory: directory in which the process runs; None: the directory of its parent.
+        log_file: file to which the output of the process is appended; None: the output goes where its parent's goes.
+        environment: environment variables of the process, in addition to its parent's variables.
         memory: how its memory is measured, and the limit that is checked while `request` waits for a reply; None:
             memory is not measured.
     """
@@ -247,7 +247,7 @@ class Backoff:
 
 
 def connect_to_parent(received: Any) -> Channel[Any, Any]:
-    """Return the channel to the parent, the process that started this one. From now on, this process ends with it.
+    """Return the channel to the parent, the process that started this one. This process is killed when its parent ends.
 
     Args:
         received: type of the messages that this process receives, as in `Channel`.

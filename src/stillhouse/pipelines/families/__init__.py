@@ -18,7 +18,7 @@ _FAMILIES: dict[str, Family] = {family.name: family for family in (STABLE_DIFFUS
 
 
 def register_family(family: Family) -> None:
-    """Register a family in this process; it replaces a family of the same name."""
+    """Register a pipeline family in this process. An earlier family of the same name is replaced."""
     _FAMILIES[family.name] = family
 
 

@@ -134,7 +134,7 @@ class Family(Protocol):
         """Return the inputs of the networks of one evaluation, by name.
 
         Args:
-            latents: [R, C, h, w], with the branch's further channels.
+            latents: [R, C, h, w], with further channels for example for inpainting.
             timesteps: [R].
             conditioning: the denoiser's other inputs by name, [R, ...].
         """

@@ -95,7 +95,7 @@ class StableDiffusion:
         for role, tokenizer in tokenizers.items():
             if tokenizer.start is None or tokenizer.end is None:
                 raise PipelineError(
-                    f"the tokenizer of {role} names no start token or no end token",
+                    f"the tokenizer of {role} does not name both a start token and an end token",
                     allowed="a CLIP tokenizer, whose tokenizer_config.json has bos_token and eos_token",
                     fix="import the model again",
                 )
@@ -175,8 +175,9 @@ class StableDiffusion:
     ) -> Start:
         """Return the state before the first evaluation of a request with a source image.
 
-        With a mask and strength 1, the latents are pure noise, as in diffusers. `branches` are those for text; for an
-        inpainting network, the mask and the masked image are added to them as input channels.
+        With a mask and strength 1, the latents are pure noise, as in diffusers. `branches` are the branches for the
+        prompt and the negative prompt. For an inpainting network, the result's branches also have the mask and the
+        masked image as input channels.
         """
         manifest, mask = context.manifest, request.mask
         is_inpainting = self.is_inpainting(manifest)

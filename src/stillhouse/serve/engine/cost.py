@@ -9,13 +9,15 @@ from stillhouse.pipelines.batch_sizes import split_batch
 from stillhouse.serve.engine.job import BatchKey, Job, StepPlan
 
 MIN_THROUGHPUT_SHARE = 0.97
-"""Share of the best throughput at which a batch counts as large enough; larger batches would delay other jobs more."""
+"""Share of the best throughput at which a batch is large enough: larger batches gain little and delay other jobs."""
 SMOOTHING = 0.05
-"""Weight of a new measurement in the moving average of a slowdown (ratio of observed to measured seconds)."""
+"""Weight of a new measurement in the moving average of a slowdown (present seconds of an evaluation, divided by the
+seconds in the latency curve)."""
 MAX_OUTLIER_RATIO = 4.0
-"""Largest factor by which one observed slowdown may differ from the current average; a larger factor is clipped."""
+"""Largest factor between a new measurement of a slowdown and its average; a larger factor is clipped as an outlier."""
 MAX_CURVES = 256
-"""Largest number of latency curves that a `CostModel` keeps; it drops older unmeasured ones first."""
+"""Largest number of latency curves (one for each pipeline and image size) that a `CostModel` keeps. Curves that were
+not measured are dropped first, beginning with the oldest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,13 +146,13 @@ class CostModel:
         return self._curve(job.batch_key).device_seconds(job.step_plan, job.index) * self._slowdown(job.batch_key)
 
     def with_slowdown(self, batch_key: BatchKey, slowdown: float) -> "CostModel":
-        """Return a copy in which one batch key has this slowdown (ratio of observed to measured seconds)."""
+        """Return a copy in which one batch key has this slowdown (present seconds divided by the curve's seconds)."""
         return replace(self, slowdowns={**self.slowdowns, batch_key: slowdown})
 
     def with_measurement(self, batch_key: BatchKey, rows: int, seconds: float) -> "CostModel":
-        """Return a copy whose slowdown for one batch key is updated with the seconds of one evaluation.
+        """Return a copy in which a batch key's slowdown is updated: a batch of `rows` rows has just taken `seconds`.
 
-        The slowdown moves by the share `SMOOTHING` towards the ratio of these seconds to the curve's seconds.
+        The slowdown moves by the share `SMOOTHING` towards `seconds` divided by the curve's seconds.
 
         >>> key = BatchKey("model", 64, 64)
         >>> CostModel({key: LatencyCurve({1: 1.0})}).with_measurement(key, 1, 2.0).step_seconds(key, 1)

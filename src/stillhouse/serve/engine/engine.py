@@ -38,7 +38,7 @@ class Executor(Protocol):
         """Run one network evaluation for a batch of jobs, whose batch keys must be equal."""
 
     def finish(self, job: Job) -> None:
-        """Prepare the trajectory of a job for decoding after its last evaluation."""
+        """Prepare the trajectory (denoising state) of a job for decoding, after the job's last evaluation."""
 
 
 @dataclass(slots=True)
@@ -74,7 +74,7 @@ class Engine:
         self.pool.add(job, self.clock(), self.cost_model)
 
     def cancel(self, job_id: str) -> RequestOutput | None:
-        """Remove a job before the next step and return its output; return None if no job has this id."""
+        """Remove a job before the next step, and return the result for its client; None if no job has this id."""
         job = self.pool.remove(job_id)
         return RequestOutput(job_id, "cancelled") if job else None
 

@@ -27,7 +27,7 @@ from stillhouse.serve.engine.job import BatchKey, Job
 BATCHES = (1, 2, 4, 8, 16, 32)
 """Numbers of rows for which latencies are measured where the pipeline has no fixed batch sizes."""
 SLOW_CALL_SECONDS = 2.0
-"""Where the first timed call takes longer than these seconds, it is the only timed call."""
+"""Seconds above which a measured call is not repeated: the first timed call then gives the result."""
 
 
 @dataclass(slots=True)

@@ -70,7 +70,7 @@ class StepPlan:
         object.__setattr__(self, "_remaining", tuple(remaining[::-1]))
 
     def remaining(self, index: int) -> Mapping[int, int]:
-        """Return how many evaluations are left from evaluation `index` on, by the number of rows that they take."""
+        """Return how many evaluations from `index` on take 1 row, 2 rows and so on: their number, by number of rows."""
         return self._remaining[index]
 
 
@@ -97,7 +97,7 @@ class Job:
         is_prompt_truncated: whether a tokenizer truncates the prompt or the negative prompt.
         started: time on the engine's clock at which the step of the first evaluation began.
         last_step: time on the engine's clock at which the last evaluation ended.
-        batch_peers: sum over all evaluations of the other jobs in the batch.
+        batch_peers: number of other jobs in the job's batches, summed over all evaluations.
     """
 
     id: str

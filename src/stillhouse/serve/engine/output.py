@@ -75,7 +75,8 @@ def failed_output(request_id: str, error: Exception, action: str = "inference") 
     summary = traceback_summary(error)
     if not isinstance(error, StillhouseError):
         error = BackendFailed(f"{action} failed with {type(error).__name__}: {error}")
-    # The frames of the traceback would keep arrays in memory, because they also refer to the error itself.
+    # The traceback is deleted, because its frames hold arrays. The frames and the error refer to each other, so the
+    # arrays would stay in memory until the garbage collector runs.
     error.__traceback__ = error.__cause__ = error.__context__ = None
     return RequestOutput(
         request_id, "failed", error=str(error), error_type=type(error).__name__, traceback_summary=summary
@@ -83,7 +84,8 @@ def failed_output(request_id: str, error: Exception, action: str = "inference") 
 
 
 def traceback_summary(error: BaseException) -> str:
-    """Return the frames of an error and its causes, innermost first: `images/files.py:80 read_picture < ...`.
+    """Return the stack frames of an error and its causes as text, innermost first:
+    `images/files.py:80 read_picture < ...`.
 
     Messages are left out, because a log must not contain prompts or keys.
 

@@ -162,10 +162,10 @@ class SlackPolicy:
     target is overdue, and sorted as if feasible.
 
     The earliest late job receives the slack of the feasible jobs (slack stealing, Lehoczky and Ramos-Thuel, RTSS 1992):
-    it gets one step in `late_interval` if all feasible jobs still meet their targets with `margin` to spare.
+    it gets one of every `late_interval` steps if all feasible jobs still meet their targets with `margin` to spare.
 
-    Starvation is impossible: the first overdue job gets at least one step in `overdue_interval`. It therefore finishes
-    within `overdue_interval` times the steps that it and all earlier jobs still need.
+    Starvation is impossible: the first overdue job gets at least one of every `overdue_interval` steps. The job
+    therefore finishes within `overdue_interval` times the steps that the job itself and all earlier jobs still need.
 
     Args:
         overdue_factor: multiple of the latency target after which a job is overdue; at least 1.
@@ -183,7 +183,11 @@ class SlackPolicy:
     overdue_interval: int = 8
 
     def order(self, jobs: Sequence[Job], now: float, cost: CostModel) -> list[Job]:
-        """Return all jobs, the highest priority first: feasible before late jobs, or one late job before all others."""
+        """Return all jobs, the highest priority first.
+
+        Jobs that can still meet their latency target precede late jobs. One late job may be put before all other jobs,
+        so that its delay is bounded.
+        """
         first: dict[str, float] = {}
         for job in jobs:
             first[job.tier.name] = min(job.tag, first.get(job.tier.name, job.tag))

@@ -19,7 +19,10 @@ from stillhouse.serve.engine.job import Job
 
 @dataclass(slots=True)
 class FairQueue:
-    """Fair queueing between the API keys of one service tier. Tags and virtual time are in seconds of work.
+    """Start-time fair queueing between the API keys of one service tier.
+
+    A job's start tag says when it is the job's turn, and its finish tag when it is the turn of the key's next job. Tags
+    and virtual time are in seconds of work.
 
     Args:
         virtual_time: largest start tag of a job that was served.
@@ -30,7 +33,7 @@ class FairQueue:
     finish_tags: dict[str, float] = field(default_factory=dict)
 
     def assign_tag(self, key: str, seconds: float) -> float:
-        """Return the start tag of an arriving job, and add the job's seconds to the finish tag of its key.
+        """Return the start tag of an arriving job (when it is the job's turn), and move the finish tag of its key.
 
         Args:
             key: API key of the job.
@@ -79,13 +82,13 @@ class RequestPool:
         self._jobs[job.id] = job
 
     def estimate(self, job: Job, now: float, cost: CostModel) -> None:
-        """Set a job's time of arrival, isolated latency and start tag as `add` does, but do not add the job."""
+        """Set a job's time of arrival to `now`, its isolated latency and its start tag, without adding the job."""
         job.arrived = now
         job.isolated_seconds = cost.isolated_seconds(job.batch_key, job.step_plan)
         job.tag = self._queue(job).peek_tag(job.key)
 
     def record_step(self, jobs: Iterable[Job]) -> None:
-        """Record an engine step that advanced `jobs` by one evaluation and skipped all other jobs of the pool."""
+        """Count an engine step in the pool's jobs: `jobs` advanced by one evaluation, all other jobs were skipped."""
         for job in self._jobs.values():
             job.steps_skipped += 1
         for job in jobs:
