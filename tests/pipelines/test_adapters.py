@@ -181,7 +181,7 @@ def test_an_adapter_of_another_network_is_refused_and_what_was_worn_stays(
 def test_a_u_net_in_two_depths_wears_nothing_and_says_so(styles: dict[str, Path], imported: Checkpoint) -> None:
     cut = StepCache("unet/full.onnx", "unet/shallow.onnx")
     pipeline = Pipeline(imported("sd1"), step_cache=cut, threads=1)
-    with pytest.raises(InvalidRequest, match="split in two depths .*import MODEL --lora"):
+    with pytest.raises(InvalidRequest, match="split for feature caching.*import MODEL --lora"):
         pipeline.set_adapters([str(styles["ink"])])
 
 
