@@ -56,7 +56,7 @@ def test_levels_are_computed_once_and_cannot_be_changed() -> None:
         ({"beta_end": 1.5}, "beta_end is 1.5"),
         ({"beta_start": 0.5, "beta_end": 0.1}, "beta_start is 0.5; allowed: a number from 1e-09 to 0.1"),
         ({"shift": float("nan")}, "shift is nan"),
-        ({"kind": "flow", "zero_terminal_snr": True}, "leave it out"),
+        ({"kind": "flow", "zero_terminal_snr": True}, "leave zero_terminal_snr out"),
     ],
 )
 def test_refusals(given_as: dict[str, str], said: str) -> None:
