@@ -110,7 +110,7 @@ def test_decoding_failure_affects_one_image(pipeline: Pipeline) -> None:
         decoder.submit(make_job("whole", whole), pipeline)
 
     broken, fine = collect_decoded(work)
-    assert isinstance(broken, RequestOutput) and "after 1 of 4 evaluations" in broken.error
+    assert isinstance(broken, RequestOutput) and "1 of 4 evaluations have run" in broken.error
     assert isinstance(fine, RequestOutput) and fine.content
 
 
