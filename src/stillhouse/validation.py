@@ -38,7 +38,7 @@ def convert(kind: type[T], value: object, path: str = "$") -> T:
     (1, 2)
     """
     # Each field and element is converted on its own first, since the paths in msgspec's errors lack the keys of
-    # mappings. This recursion knows the full path.
+    # mappings, while `_parts` gives the full path.
     for part_path, part_kind, part in _parts(kind, value, path):
         convert(part_kind, part, part_path)
     try:

@@ -49,7 +49,7 @@ def test_the_command_line_goes_before_the_file(tmp_path: Path) -> None:
         (["keys", "revoke"], "needs the name of a key"),
         (["keys", "add", "alice"], "names of new keys are generated"),
         (["serve", "--host", "a..b"], "a..b:8000 cannot be used as a listening address"),
-        (["keys", "revoke", "none"], "no key 'none' in use"),
+        (["keys", "revoke", "none"], "the key 'none' does not exist or is already revoked"),
     ],
 )
 def test_a_mistake_is_told_and_nothing_is_started(

@@ -180,15 +180,15 @@ def _needs_copy(directory: Path, source: Path, identity: str) -> bool:
         return True
     if directory.resolve() == source.resolve():
         raise InvalidRequest(f"{directory} is the source itself", allowed="an output directory other than the source")
-    allowed = "a new or empty directory, or the directory of an earlier sweep of the same model"
+    new_or_same_model = "a new or empty directory, or the directory of an earlier sweep of the same model"
     try:
         earlier: dict[str, str] = json.loads((directory / TRIALS / SOURCE_FILE).read_bytes())
     except (OSError, ValueError):
         message = f"{directory} is not empty and contains no earlier measurements"
-        raise InvalidRequest(message, allowed=allowed, fix="use another directory") from None
+        raise InvalidRequest(message, allowed=new_or_same_model, fix="use another directory") from None
     if earlier["identity"] != identity:
         message = f"{directory} contains measurements of {earlier['name']}, not of {source}"
-        raise InvalidRequest(message, allowed=allowed, fix="use another directory")
+        raise InvalidRequest(message, allowed=new_or_same_model, fix="use another directory")
     return False
 
 
@@ -230,7 +230,10 @@ def _staging_folder(directory: Path, name: str, identity: str) -> Iterator[Path]
         if not existed:
             directory.rmdir()
         if isinstance(error, OSError):
-            raise PipelineError(f"{directory} could not be prepared: {error.strerror or error}") from error
+            raise PipelineError(
+                f"{directory} could not be prepared: {error.strerror or error}",
+                fix="check the free space and the permissions of this directory",
+            ) from error
         raise
 
 

@@ -99,8 +99,8 @@ def minimal_exact_blocks(
         exact = min(predicate.passed, key=len, default=frozenset(names))
     if frozenset(exact) not in predicate.passed:
         raise UnsupportedPrecision(
-            f"no choice of {len(names)} blocks to keep in float32 makes the network accurate enough",
-            fix="take another precision, or a lower bound of the accuracy",
+            f"no choice among {len(names)} blocks to keep in float32 makes the network accurate enough",
+            fix="take another precision, or require less accuracy",
         )
     return frozenset(exact)
 

@@ -202,8 +202,8 @@ def _config(options: RunnerOptions) -> dict[str, Any]:
     if options.threads:
         config["INFERENCE_NUM_THREADS"] = options.threads
     if options.cache:
-        # Each set of options has its own cache, because OpenVINO's cache key lacks them: a network that was compiled
-        # for f32 was loaded for f16, and returned NaN.
+        # Each set of options has its own cache, because OpenVINO's cache key lacks the options: a network that was
+        # compiled for f32 was loaded for f16, and returned NaN.
         config["CACHE_DIR"] = str(options.cache / f"{options.precision}-{options.threads or 'all'}-{options.streams}")
     return config
 

@@ -74,8 +74,8 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
     axes = fix_axes(options.shapes, signature.inputs)
     runtime = require(_NAME)
     providers = _providers(runtime, options.settings.get("provider", "cpu"))
-    # Layers are counted in the optimised graph that onnxruntime saves. It cannot save a graph that TensorRT has
-    # compiled.
+    # Layers are counted in the optimised graph that onnxruntime saves. onnxruntime cannot save a graph that TensorRT
+    # has compiled.
     count_layers = _PROVIDERS["tensorrt"] not in providers and (
         signature.arithmetic != "f32" or options.settings.get("count_layers") == "1"
     )

@@ -60,7 +60,8 @@ class QdqRewriter:
         source, weights, *bias = node.input
         step, _ = self._scale_and_zero(ranges[source])
         values = self.constants[weights].read()
-        bias = [] if self._quant_type in _SYMMETRIC else bias  # only the format for CPUs has the bias quantised too
+        # The formats int8 and fp8, which are for GPUs, keep the bias in floats.
+        bias = [] if self._quant_type in _SYMMETRIC else bias
         added = self.constants[bias[0]].read() if bias else np.zeros(1, np.float32)
         axis, largest = output_axis(node), _SYMMETRIC.get(self._quant_type, _LARGEST["int8"])
         scale = _scales(values, axis, largest, least=np.abs(added) / (step * _WIDEST))

@@ -228,7 +228,8 @@ def _nncf(graph: Path, out: Path, keep: Collection[str]) -> Iterator[tuple[Any, 
     signature = read_signature(graph)
     skeleton = load_graph(graph)
     excluded = check_node_names(keep, skeleton)
-    # OpenVINO gives a node that makes an output of the graph the name of the output, so these names are excluded too.
+    # In OpenVINO, a node that makes an output of the graph has the name of this output, so these names are excluded
+    # too.
     named = {
         name for node in skeleton.graph.node if node_name(node) in excluded for name in (node_name(node), *node.output)
     }
@@ -287,7 +288,8 @@ def _raise_opset(graph: Path, model: Model) -> None:
     for node in _iterate_nodes(model.graph):
         if _changed_meaning(node):
             message = (
-                f"{node.op_type} {node_name(node)} of opset {opset.version} in {graph} changes in opset {_WITH_FP8}"
+                f"{node.op_type} {node_name(node)} of opset {opset.version} in {graph} "
+                f"has another meaning in opset {_WITH_FP8}"
             )
             raise InvalidRequest(message, allowed=f"opset {_WITH_FP8}", fix="export the model again")
     opset.version = _WITH_FP8

@@ -45,7 +45,7 @@ def open_runner(graph: Path, backend: str = "onnxruntime", options: RunnerOption
     opener = find_backend(backend)
     if options.streams < 1 or (options.streams > 1 and not opener.supports_streams):
         names = ", ".join(one.name for one in _BUILTIN.values() if one.supports_streams)
-        raise InvalidRequest(f"streams is {options.streams} on {backend}", allowed=f"1, and more on {names}")
+        raise InvalidRequest(f"streams is {options.streams} on {backend}", allowed=f"1; more than 1 only on {names}")
     if options.threads is not None and options.threads < 1:
         raise InvalidRequest(f"threads is {options.threads}", allowed="a whole number from 1")
     return opener.open_graph(graph, read_signature(graph), options)
@@ -121,12 +121,12 @@ def _load(point: EntryPoint) -> Backend:
 
 
 def _broken_backend(name: str, reason: str) -> Backend:
-    install = f"reinstall {name}"
+    reinstall = f"reinstall {name}"
 
     def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Runner:
-        raise BackendFailed(f"{name} cannot open {graph}: {reason}", fix=install)
+        raise BackendFailed(f"{name} cannot open {graph}: {reason}", fix=reinstall)
 
-    return Backend(name, open_graph, lambda: BackendStatus(name, _version(name), (), (), reason, install), install)
+    return Backend(name, open_graph, lambda: BackendStatus(name, _version(name), (), (), reason, reinstall), reinstall)
 
 
 def _status_or_reason(backend: Backend) -> BackendStatus:

@@ -154,7 +154,9 @@ class GraphRunner:
             BackendFailed: the runtime failed, or takes NumPy arrays only.
         """
         if self.device_run is None:
-            raise BackendFailed(f"{self.graph} on {self.backend} takes NumPy arrays only")
+            raise BackendFailed(
+                f"{self.graph} on {self.backend} takes NumPy arrays only", fix="call the runner with NumPy arrays"
+            )
         bind_axes({name: tuple(array.shape) for name, array in feeds.items()}, self.axes)
         ordered = order_feeds(feeds, self.inputs)
         for spec in self.inputs:

@@ -42,7 +42,7 @@ def read_safetensors_index(path: Path) -> dict[str, StoredTensor]:
         PipelineError: the file is missing, cut short, or no safetensors file.
     """
     if not path.is_file():
-        raise PipelineError(f"there is no file {path}")
+        raise PipelineError(f"there is no file {path}", fix="download or copy the file again")
     size = path.stat().st_size
     try:
         with path.open("rb") as file:
@@ -51,12 +51,15 @@ def read_safetensors_index(path: Path) -> dict[str, StoredTensor]:
         start = 8 + length
         layout = {name: _stored_tensor(entry, start) for name, entry in header.items() if name != "__metadata__"}
     except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PipelineError(f"{path} is no safetensors file, or is cut short") from error
+        raise PipelineError(
+            f"{path} is no safetensors file, or is cut short", fix="download or copy the file again"
+        ) from error
     for name, tensor in layout.items():
         if not start <= tensor.offset <= tensor.offset + tensor.length <= size:
             raise PipelineError(
                 f"{path} is cut short: it has {size} bytes, "
-                f"but tensor {name} ends at byte {tensor.offset + tensor.length}"
+                f"but tensor {name} ends at byte {tensor.offset + tensor.length}",
+                fix="download or copy the file again",
             )
     return layout
 

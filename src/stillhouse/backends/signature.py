@@ -27,7 +27,7 @@ _PASS_THROUGH = {"Cast", "Identity", "Transpose", "Reshape", "Gather"}
 _INTEGER_PREFIXES = (
     *("QLinear", "Quantize", "Dequantize", "DynamicQuantize", "ConvInteger", "MatMulInteger", "MatMulNBits"),
 )
-_FIX = "restore the file, or export or import the model again"
+_RESTORE_OR_EXPORT_AGAIN = "restore the file, or export or import the model again"
 _MAX_BYTES = (2 << 30) - 1
 """Largest number of bytes of a protobuf message, and so of an ONNX file."""
 OPENVINO_SUFFIX = ".xml"
@@ -66,12 +66,12 @@ def read_signature(path: Path, *, external: bool = True) -> Signature:
             missing or cut short.
     """
     if not path.is_file():
-        raise PipelineError(f"there is no file {path}", fix=_FIX)
+        raise PipelineError(f"there is no file {path}", fix=_RESTORE_OR_EXPORT_AGAIN)
     kind, read = ("OpenVINO", _ir_signature) if path.suffix == OPENVINO_SUFFIX else ("ONNX", _signature)
     try:
         signature = read(path)
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, ElementTree.ParseError) as error:
-        raise PipelineError(f"{path} is no {kind} graph, or is cut short", fix=_FIX) from error
+        raise PipelineError(f"{path} is no {kind} graph, or is cut short", fix=_RESTORE_OR_EXPORT_AGAIN) from error
     for name, size in signature.external.items() if external else ():
         _check_external(path, name, size)
     return signature
@@ -79,13 +79,13 @@ def read_signature(path: Path, *, external: bool = True) -> Signature:
 
 def _check_external(path: Path, name: str, size: int) -> None:
     if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise PipelineError(f"{path} points to {name!r}, outside its own directory", fix=_FIX)
+        raise PipelineError(f"{path} points to {name!r}, outside its own directory", fix=_RESTORE_OR_EXPORT_AGAIN)
     file = path.parent / name
     if not file.is_file():
-        raise PipelineError(f"{file}, which holds weights of {path.name}, is missing", fix=_FIX)
+        raise PipelineError(f"{file}, which holds weights of {path.name}, is missing", fix=_RESTORE_OR_EXPORT_AGAIN)
     if (has := file.stat().st_size) < size:
         message = f"{file} has {has} bytes, but the weights of {path.name} end at byte {size}"
-        raise PipelineError(message, fix=_FIX)
+        raise PipelineError(message, fix=_RESTORE_OR_EXPORT_AGAIN)
 
 
 def read_onnx_graph(path: Path) -> GraphProto:
@@ -163,7 +163,7 @@ def _tensor_type(value: ValueInfoProto) -> TypeProto.Tensor:
         ValueError: the input or output is no tensor.
     """
     if not value.type.HasField("tensor_type"):
-        raise ValueError(f"{value.name} is no tensor")
+        raise ValueError(f"input or output {value.name} of the graph is no tensor")
     return value.type.tensor_type
 
 

@@ -87,7 +87,9 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions, name: 
         raise InvalidRequest(f"{graph} is an OpenVINO graph", allowed="an ONNX file", fix="open it on openvino")
     if options.precision not in (_AS_WRITTEN, signature.arithmetic):
         message = f"precision {options.precision!r} was requested for a graph that computes in {signature.arithmetic}"
-        raise UnsupportedPrecision(message, allowed=_AS_WRITTEN, fix="convert the graph by a recipe: f16, int8-static")
+        raise UnsupportedPrecision(
+            message, allowed=_AS_WRITTEN, fix="convert the graph with the recipe f16 or int8-static"
+        )
     settings = _settings(options.settings)
     device = settings.device
     profiles: list[dict[str, ShapeRange]] = [shape_ranges(signature, options.shapes, settings.ranges)]
@@ -179,7 +181,9 @@ def build_engine(
         config.set_flag(runtime.BuilderFlag.REFIT_INDIVIDUAL)
     for weights in refittable:
         if not network.mark_weights_refittable(weights):
-            raise BackendFailed(f"{name} cannot make {weights} of {graph} refittable")
+            raise BackendFailed(
+                f"{name} cannot make {weights} of {graph} refittable", fix="use the setting weights=fixed"
+            )
     if hasattr(runtime.BuilderFlag, "TF32"):
         config.clear_flag(runtime.BuilderFlag.TF32)  # f32 must be full float32, as on the other backends
     for shapes in profiles:
@@ -194,7 +198,7 @@ def build_engine(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TensorRT for RTX warns that timing caches are deprecated; TensorRT needs them
         cache = config.create_timing_cache(timings.read_bytes() if timings and timings.is_file() else b"")
-        # TensorRT refuses a stored cache that another build of TensorRT wrote, or that is cut short. An empty one is
+        # TensorRT refuses a stored cache that another build of TensorRT wrote, or that is cut short. An empty cache is
         # used instead.
         if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
             config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
@@ -255,11 +259,13 @@ def _settings(settings: Mapping[str, str]) -> _TensorRTSettings:
             check_choice(name, value, SETTINGS[name])
     chosen = {name: settings.get(name, allowed[0]) for name, allowed in SETTINGS.items()}
     ranges = _parse_ranges(settings["axes"]) if "axes" in settings else {}
-    if ranges and chosen["graphs"] != "none":  # each captured CUDA graph would need its own execution context
-        raise InvalidRequest("graphs is 'cuda', but axes lets lengths change", allowed="graphs, or axes, not both")
+    if ranges and chosen["graphs"] != "none":  # each shape would need a captured graph with its own context
+        raise InvalidRequest(
+            "graphs is 'cuda', but axes lets lengths of inputs change", allowed="graphs, or axes, not both"
+        )
     if ranges and chosen["batches"] != "apart":
         raise InvalidRequest(
-            "batches is 'together', but axes lets lengths change", allowed="batches, or axes, not both"
+            "batches is 'together', but axes lets lengths of inputs change", allowed="batches, or axes, not both"
         )
     device = settings.get("device", CUDA)
     if device_kind(device) != CUDA:
@@ -404,7 +410,7 @@ class TensorRTEngine:
             outputs.append(self._torch.empty(shape, dtype=self._dtypes[name], device=tensors[0].device))
             context.set_tensor_address(name, outputs[-1].data_ptr())
         if not context.execute_async_v3(self._stream()):
-            raise BackendFailed("the engine failed to run")
+            raise BackendFailed("the engine failed to run", fix="run the graph on another backend")
         return tuple(outputs)
 
     def _profile(self, shapes: Sequence[Shape]) -> int:
@@ -416,7 +422,10 @@ class TensorRTEngine:
         for index, profile in enumerate(self._profiles):
             if all(profile[name].contains(shape) for name, shape in zip(self._inputs, shapes, strict=True)):
                 return index
-        raise BackendFailed(f"the engine was not built for inputs of shapes {', '.join(map(str, shapes))}")
+        raise BackendFailed(
+            f"the engine was not built for inputs of shapes {', '.join(map(str, shapes))}",
+            fix="open the graph with these shapes",
+        )
 
     def _context(self, profile: int) -> Any:
         """Return TensorRT's execution context of the optimization profile with this index; create it on first use.
@@ -429,13 +438,17 @@ class TensorRTEngine:
 
     def _create_context(self, profile: int) -> Any:
         is_one = len(self._profiles) == 1
-        # With STATIC, every context would reserve the memory of the largest profile.
+        # STATIC would reserve the memory of the largest profile for every context, so STATIC is used only for a single
+        # profile.
         memory = self._memory.STATIC if is_one else self._memory.ON_PROFILE_CHANGE
         context = self._engine.create_execution_context(memory)
         if context is None:
             raise BackendFailed("there is too little GPU memory for the engine's activations", fix=OUT_OF_MEMORY_FIX)
         if not is_one and not context.set_optimization_profile_async(profile, self._stream()):
-            raise BackendFailed(f"the engine cannot select its profile {profile}, or there is too little GPU memory")
+            raise BackendFailed(
+                f"the engine cannot select its profile {profile}, or there is too little GPU memory",
+                fix=OUT_OF_MEMORY_FIX,
+            )
         return context
 
     def _stream(self) -> int:

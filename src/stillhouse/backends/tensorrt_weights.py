@@ -104,7 +104,8 @@ class EngineWeights:
             with GPU_LOCK, self.torch.cuda.device(self.device):
                 for layer in sorted(self._changed | changed.keys()):
                     self._set_layer(layer, changed[layer] if layer in changed else self.original(layer), held)
-                # Layers that TensorRT has fused (queries with keys and values) must be refitted together.
+                # TensorRT reports as missing the layers that it has fused with changed ones, such as queries with keys
+                # and values. Fused layers must be refitted together.
                 missing = set(self.refitter.get_missing_weights())
                 for layer in [layer for layer, place in self.layers.items() if place.name in missing]:
                     self._set_layer(layer, self.original(layer), held)

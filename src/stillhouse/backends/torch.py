@@ -159,7 +159,8 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
 
         callee = CudaGraphModule(module)
     # TF32 is switched off for f32, since torch by default computes float32 convolutions in TF32. Algorithms are
-    # benchmarked only for CUDA graphs: this takes time, which pays where a captured graph is replayed often.
+    # benchmarked only for CUDA graphs, since benchmarking takes long and pays only where a captured graph is replayed
+    # often.
     flags = {"allow_tf32": precision != "f32", "benchmark": settings["graphs"] == "cuda"} if kind == CUDA else {}
     # Quantised networks run without gradients instead of in inference mode, in which torchao's weights do not work.
     mode = torch.inference_mode if settings["quantize"] == "none" else torch.no_grad
@@ -213,7 +214,8 @@ def _settings(settings: Mapping[str, str]) -> dict[str, str]:
             raise InvalidRequest(f"{name} is {chosen[name]!r} with device cpu", allowed="none, or a GPU as the device")
     if device == CPU and chosen["attention"] in ("cudnn", "efficient"):
         raise InvalidRequest(
-            f"attention is {chosen['attention']!r} with device cpu", allowed="any other, or a GPU as the device"
+            f"attention is {chosen['attention']!r} with device cpu",
+            allowed="an attention other than cudnn and efficient, or a GPU as the device",
         )
     if "none" not in (chosen["graphs"], chosen["offload"]):
         raise InvalidRequest(
@@ -420,7 +422,7 @@ BACKEND = Backend(
     packages=(_NAME, "diffusers"),
     candidates=candidates,
     exclusion=exclusion,
-    # Below this share of the best speed the other candidates are skipped, since no candidate of torch was measured to
-    # be 1 / 0.3 times as fast as the first.
+    # Where the first candidate of torch has a smaller share of the best speed, the other candidates of torch are
+    # skipped, since none was measured to be 1 / 0.3 times as fast as the first.
     dominated_below=0.3,
 )

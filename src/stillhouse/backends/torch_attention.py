@@ -71,7 +71,9 @@ class KernelAttnProcessor:
             masked: Tensor = self.masked_processor(attn, hidden_states, encoder_hidden_states, attention_mask, **unused)
             return masked
         if attention_mask is not None:
-            raise InvalidRequest("attention by a named kernel got a mask", allowed="no mask, as in denoisers")
+            raise InvalidRequest(
+                "an attention kernel that was chosen by name got a mask", allowed="no mask, as in denoisers"
+            )
         heads = (
             part.reshape(*part.shape[:-1], attn.heads, -1).transpose(1, 2)
             for part in _project(attn, hidden_states, encoder_hidden_states)

@@ -48,7 +48,7 @@ def _gpu_candidates(context: CandidateContext) -> Iterator[CandidateSpec]:
     yield spec("f32")
     last: list[CandidateSpec] = []
     if context.role == "decoder" and context.decoder_side:
-        # Decoding in tiles saves memory, since the activations of a decoder take most of it in large pictures.
+        # Decoding in tiles saves memory, since activations take most of a decoder's memory in large pictures.
         last.append(spec(**_FUSED, **_CAPTURED, tile=str(context.decoder_side // 2)))
     if context.role == "denoiser":
         last.append(spec(**_CHANNELS_LAST, compile="regional", shapes="static"))

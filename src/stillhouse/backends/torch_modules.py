@@ -104,7 +104,8 @@ def load_module(folder: Path, library_name: str, class_name: str, dtype: torch.d
         )
     if unfit := sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])}):
         raise BackendFailed(
-            f"{folder} has no fitting weights for {len(unfit)} tensors of the network, such as {unfit[0]}"
+            f"{folder} has no fitting weights for {len(unfit)} tensors of the network, such as {unfit[0]}",
+            fix="import the model again",
         )
     return network.requires_grad_(False)
 
@@ -113,7 +114,7 @@ def load_module(folder: Path, library_name: str, class_name: str, dtype: torch.d
 def quiet_library(library: Any) -> Iterator[None]:
     """Suppress log messages below errors, and progress bars, of diffusers or transformers in the block."""
     logging = getattr(getattr(library, "utils", None), "logging", None)
-    if logging is None:  # another package's library has no logging of its own; its networks log as diffusers does
+    if logging is None:  # a library without logging, whose networks log through diffusers
         logging = import_module("diffusers").utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

@@ -59,7 +59,10 @@ class TorchNetwork:
         wrapped = getattr(import_module(module), function)(network, graph, signature)
         if wrapped is None:
             inputs, outputs = ", ".join(signature.inputs), ", ".join(signature.outputs)
-            raise BackendFailed(f"{graph} has inputs {inputs} and outputs {outputs}, which no {self.name} has")
+            raise BackendFailed(
+                f"{graph} has inputs {inputs} and outputs {outputs}, which no {self.name} has",
+                fix="import the model again",
+            )
         return wrapped.eval()
 
 

@@ -34,7 +34,8 @@ def quantize(module: nn.Module, scheme: str, device: str) -> None:
     """
     if not any(_is_quantizable(part, name) for name, part in module.named_modules()):
         raise InvalidRequest(
-            f"quantize is {scheme!r} in a network without transformer blocks whose sizes divide by {_MULTIPLE_OF}"
+            f"quantize is {scheme!r} in a network without transformer blocks whose sizes divide by {_MULTIPLE_OF}",
+            allowed="none",
         )
     if scheme == "fp8":
         _check_fp8(module, device)
@@ -62,13 +63,13 @@ def _is_quantizable(part: nn.Module, name: str) -> bool:
 
 
 def _check_fp8(module: nn.Module, device: str) -> None:
-    allowed = f"a GPU of compute capability {FP8_CAPABILITY[0]}.{FP8_CAPABILITY[1]} or higher"
+    gpu_with_fp8 = f"a GPU of compute capability {FP8_CAPABILITY[0]}.{FP8_CAPABILITY[1]} or higher"
     if not device.startswith("cuda"):
-        raise UnsupportedPrecision(f"fp8 was requested with device {device}", allowed=allowed)
+        raise UnsupportedPrecision(f"fp8 was requested with device {device}", allowed=gpu_with_fp8)
     capability = torch.cuda.get_device_capability(device)
     if capability < FP8_CAPABILITY:
         raise UnsupportedPrecision(
-            f"fp8 was requested on a GPU of compute capability {capability[0]}.{capability[1]}", allowed=allowed
+            f"fp8 was requested on a GPU of compute capability {capability[0]}.{capability[1]}", allowed=gpu_with_fp8
         )
     if (dtype := next(module.parameters()).dtype) != torch.bfloat16:
         raise UnsupportedPrecision(

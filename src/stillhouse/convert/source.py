@@ -60,7 +60,7 @@ class Source:
         _, name = self.index.get(component) or (None, None)
         if name is None:
             given = f"{self.directory} has no {component}"
-            raise ImportFailed(given, allowed="a whole text-to-image model, which a refiner is not")
+            raise ImportFailed(given, allowed="a complete text-to-image model, not a refiner")
         if classes and name not in classes:
             raise ImportFailed(f"{component} is a {name}, which is not known", allowed=" or ".join(classes))
         if not (self.directory / component).is_dir():

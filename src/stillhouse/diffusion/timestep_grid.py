@@ -184,11 +184,11 @@ def grid_from_timesteps(schedule: Schedule, timesteps: Sequence[float]) -> Times
     array = np.asarray(timesteps, np.float64)
     most = schedule.train_steps
     if schedule.is_flow:
-        valid, allowed = (array > 0) & (array <= most), f"numbers above 0 to {most}"
+        valid, valid_range = (array > 0) & (array <= most), f"numbers above 0 to {most}"
     else:
-        valid, allowed = (array >= 0) & (array < most) & (array == array.round()), f"whole numbers, 0 to {most - 1}"
+        valid, valid_range = (array >= 0) & (array < most) & (array == array.round()), f"whole numbers, 0 to {most - 1}"
     if not valid.all():
-        raise InvalidRequest(f"timesteps contains {array[~valid][0]:g}", allowed=allowed)
+        raise InvalidRequest(f"timesteps contains {array[~valid][0]:g}", allowed=valid_range)
     if schedule.is_flow:
         return _make_levels(array, 1 - array / most, array / most)
     alphas, sigmas = noise_levels(schedule)
@@ -221,7 +221,7 @@ def _spaced_timesteps(train_steps: int, count: int, spacing: Spacing, steps_offs
 def _flow_sigmas(schedule: Schedule, steps: int, spacing: Spacing) -> NDArray[np.float64]:
     if spacing == "trailing":
         return shifted(schedule, np.arange(steps, 0, -1) / steps)
-    # The lowest level is shifted twice, to equal diffusers: FlowMatchEulerDiscreteScheduler takes its range from levels
+    # The lowest level is shifted twice, as in diffusers: FlowMatchEulerDiscreteScheduler takes its range from levels
     # that are shifted already.
     lowest = noise_levels(schedule)[1][0]
     return shifted(schedule, np.linspace(1, lowest, steps))

@@ -145,8 +145,8 @@ class Trainer:
             "optimizer": self._optimizer.state_dict(),
             "best": self._best,
         }
-        # This run has another number of updates than the run that wrote the checkpoint. The old checkpoint is copied
-        # before it is overwritten, because it contains the result of that run.
+        # `_archive_path` is set where this run plans another number of updates than the run that wrote the checkpoint.
+        # The old checkpoint, the result of that run, is copied before it is overwritten.
         if self._archive_path is not None and kind == _CHECKPOINT:
             write_atomically(self._archive_path, partial(shutil.copyfile, self._path(_CHECKPOINT)))
             self._archive_path = None

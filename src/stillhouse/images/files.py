@@ -170,7 +170,7 @@ def read_request(path: Path | str, image: Picture | None = None, mask: NDArray[n
         record = convert(dict[str, Any], json.loads(text or "null"))
         values = convert(dict[str, Any], record["request"])
         checksums = {name: values.pop(name) for name in _ARRAYS}
-        if "refresh" in values:  # older versions called the field cache_interval so, and their files must stay readable
+        if "refresh" in values:  # the name of cache_interval in files of older versions, which must stay readable
             values["cache_interval"] = values.pop("refresh")
         request = convert(ImageRequest, values)
     except (InvalidDocument, KeyError, ValueError, RecursionError) as error:
@@ -179,7 +179,7 @@ def read_request(path: Path | str, image: Picture | None = None, mask: NDArray[n
         if checksums[name] != _array_checksum(array):
             raise InvalidRequest(
                 f"{path} was not made with this {name}" if array is not None else f"the {name} for {path} is missing",
-                allowed=f"the {name} with {checksums[name]}" if checksums[name] else f"no {name}",
+                allowed=f"the {name} with the checksum {checksums[name]}" if checksums[name] else f"no {name}",
             )
     return replace(request, image=image, mask=mask)
 

@@ -35,13 +35,13 @@ def find_pipeline(model: str | Path) -> Path:
             f"{path} is a diffusers directory, and no pipeline yet",
             fix=f"run `stillhouse import {path} -o {path}-pipeline`",
         )
-    allowed = f"{', '.join(EMBEDDED)}, or a pipeline directory"
+    embedded_or_directory = f"{', '.join(EMBEDDED)}, or a pipeline directory"
     if path.is_dir():
-        raise UnknownModel(f"{path} holds no pipeline: it has no {MANIFEST}", allowed=allowed)
+        raise UnknownModel(f"{path} holds no pipeline: it has no {MANIFEST}", allowed=embedded_or_directory)
     near = get_close_matches(str(model), EMBEDDED, n=1)
     raise UnknownModel(
         f"there is no model {str(model)!r}",
-        allowed=allowed,
+        allowed=embedded_or_directory,
         fix=f"did you mean {near[0]!r}?" if near else "make one with `stillhouse import SOURCE -o DIR`",
     )
 

@@ -182,7 +182,7 @@ def sgm_names(name: str, depth: int) -> Iterator[str]:
         yield f"middle_block_{place or 2 * index}_{rest}"
     elif kind == "downsamplers":
         yield f"input_blocks_{first + depth + 1}_0_op"
-    elif kind == "upsamplers":  # the place depends on whether an attention precedes the upsampler, so both are named
+    elif kind == "upsamplers":  # place 2 after an attention, else 1: unknown here, so both names are given
         yield from (f"output_blocks_{first + depth}_{place}_conv" for place in (1, 2))
     else:
         yield f"{'input' if side == 'down' else 'output'}_blocks_{first + index + (side == 'down')}_{place}_{rest}"
@@ -272,7 +272,7 @@ def layer_names(layers: Iterable[str]) -> dict[str, str]:
     depths = set(Counter(block for block, _ in resnets).values())
     for name, layer in flat.items():
         names[name] = layer
-        if len(depths) == 1:  # kohya's names need a depth that all blocks share, as in the original implementation
+        if len(depths) == 1:  # kohya's names need blocks of equal depth (number of residual blocks)
             names.update(dict.fromkeys(sgm_names(name, *depths), layer))
     return names
 

@@ -38,16 +38,16 @@ def read_network(directory: Path) -> NetworkRecord:
         ManifestError: the file is missing, broken, or of another version.
     """
     path = directory / NETWORK_MANIFEST
-    fix = "make it with `stillhouse accelerate FILE.onnx -o DIR`"
+    run_accelerate = "make it with `stillhouse accelerate FILE.onnx -o DIR`"
     try:
         document = json.loads(path.read_bytes())
         network = convert(NetworkRecord, document)
     except FileNotFoundError:
-        raise ManifestError(f"{path} does not exist", fix=fix) from None
+        raise ManifestError(f"{path} does not exist", fix=run_accelerate) from None
     except (json.JSONDecodeError, UnicodeDecodeError, InvalidDocument) as error:
-        raise ManifestError(f"{path} is broken: {error}", fix=fix) from None
+        raise ManifestError(f"{path} is broken: {error}", fix=run_accelerate) from None
     if network.version != VERSION:
-        raise ManifestError(f"{path} has version {network.version}", allowed=f"version {VERSION}", fix=fix)
+        raise ManifestError(f"{path} has version {network.version}", allowed=f"version {VERSION}", fix=run_accelerate)
     return network
 
 

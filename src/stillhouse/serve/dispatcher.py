@@ -269,7 +269,7 @@ class Dispatcher:
 
     def _submit_jobs(self, jobs: Sequence[tuple[GenerationRequest, str, Job]]) -> list[RequestHandle]:
         if self.is_draining:
-            raise Refused("the server is being shut down", "draining", 5.0)
+            raise Refused("the server is being shut down", "draining", retry_after=5.0)
         worker = self._select_worker()
         client, amount = jobs[0][0].client, sum(_pixel_steps(job) for *_, job in jobs)
         self._charge(client, amount)
@@ -359,8 +359,8 @@ class Dispatcher:
         tier_settings, manifest = self.settings.tiers[effective_tier], self.manifests[effective_tier]
         image_request = generation_request.request
         _check_prompt_length(image_request)
-        # A request that is moved to another tier takes that tier's steps and sampler, because its own were chosen for
-        # another pipeline.
+        # A request that is moved to another tier takes that tier's steps and sampler, because the request's own steps
+        # and sampler were chosen for another pipeline.
         is_own = effective_tier == tier
         resolved = resolve(
             manifest,
@@ -408,7 +408,7 @@ class Dispatcher:
         """
         ready = [worker for worker in self.workers if worker.is_ready]
         if not ready:
-            raise Refused("no worker is ready", "starting", min(worker.ready_in for worker in self.workers))
+            raise Refused("no worker is ready", "starting", retry_after=min(worker.ready_in for worker in self.workers))
         return min(ready, key=lambda worker: worker.pending_seconds)
 
 

@@ -170,8 +170,8 @@ class JobQueue:
     async def _store_result(self, handle: RequestHandle) -> None:
         output = await handle.result()
         state = _STATES[output.finish_reason]
-        # A job that the server's shutdown interrupted counts as stored here: its end is not written, so that it runs
-        # again after the server's next start.
+        # The end of a job that the server's shutdown interrupted is not stored, so that the job runs again after the
+        # next start of the server. `is_stored` is therefore true from the beginning.
         is_stored = output.error_type == "ServerShutdown"
         while not is_stored:
             # The handle stays in `handles` until the result is stored, so that the job is not dispatched twice.
@@ -214,7 +214,7 @@ def refuse_on_store_error() -> Iterator[None]:
         yield
     except (OSError, sqlite3.Error) as error:
         log.exception("the store cannot be written")
-        raise Refused("the job store is not writable", "storage", DISK_RETRY_SECONDS) from error
+        raise Refused("the job store is not writable", "storage", retry_after=DISK_RETRY_SECONDS) from error
 
 
 @contextmanager

@@ -109,7 +109,7 @@ class WorkerHandle:
             Refused: the worker has not been ready yet.
         """
         if self.cost_model is None:
-            raise Refused("no worker is ready", "starting", self.ready_in)
+            raise Refused("no worker is ready", "starting", retry_after=self.ready_in)
         cost = self.cost_model.with_batch_key(job.batch_key)
         self.pool.estimate(job, self.clock(), cost)
         return cost

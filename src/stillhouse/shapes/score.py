@@ -80,8 +80,10 @@ def evaluate_captions(
     requests = [replace(request, prompt=str(caption), seed=seed) for seed, (_, caption) in enumerate(scenes)]
     resolved = pipeline.resolve(requests[0]).request
     if (resolved.width, resolved.height) != (CANVAS, CANVAS):
-        size = f"{pipeline.manifest.name} generates {resolved.width}x{resolved.height} pixels, which cannot be scored"
-        raise InvalidRequest(size, allowed=f"models of Shapes, which generate {CANVAS}x{CANVAS} pixels")
+        problem = (
+            f"{pipeline.manifest.name} generates {resolved.width}x{resolved.height} pixels, which cannot be scored"
+        )
+        raise InvalidRequest(problem, allowed=f"models of Shapes, which generate {CANVAS}x{CANVAS} pixels")
     started = perf_counter()
     pictures: list[Picture] = []
     for start in range(0, captions, _BATCH):

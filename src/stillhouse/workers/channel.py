@@ -120,8 +120,8 @@ class SocketTransport:
         """Wait until `size` bytes have arrived, and return them. TransportClosed: the other end is gone."""
         parts: list[bytes] = []
         while size:
-            # MSG_WAITALL reads a large message into one piece of memory. A signal may end the call early, so it is
-            # repeated.
+            # MSG_WAITALL reads a large message into one piece of memory. A signal may end `recv` early, so that `recv`
+            # must be repeated.
             part = self._connection.recv(size, socket.MSG_WAITALL)
             if not part:
                 raise TransportClosed("the other end of the socket is gone")

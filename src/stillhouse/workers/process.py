@@ -105,7 +105,7 @@ class WorkerProcess(Generic[Sent, Received]):
                 self._process = self._spawn(theirs)
         except OSError as error:
             ours.close()
-            raise WorkerError(f"its process could not be started: {error.strerror or error}") from None
+            raise WorkerError(f"the worker process could not be started: {error.strerror or error}") from None
         self._channel = Channel(SocketTransport(ours), self._received)
 
     def send(self, message: Sent) -> None:
@@ -215,7 +215,7 @@ class WorkerProcess(Generic[Sent, Received]):
             self.kill()
             sizes = [f"{count / 2**30:.1f} GiB" for count in (used, others, self.memory.limit)]
             shared = f" beside {sizes[1]} of the processes that share its limit" if self.memory.others else ""
-            raise WorkerError(f"its process took {sizes[0]} of memory{shared}, more than the {sizes[2]} allowed")
+            raise WorkerError(f"the worker process took {sizes[0]} of memory{shared}, more than the {sizes[2]} allowed")
 
 
 @dataclass(slots=True)

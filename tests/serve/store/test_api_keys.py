@@ -50,7 +50,7 @@ def test_revoked_key_is_rejected(connection: Connection) -> None:
     revoke_key(connection, key.name)
     with pytest.raises(NotAllowed):
         find_key(connection, shown)
-    with pytest.raises(InvalidRequest, match="no key .* in use"):
+    with pytest.raises(InvalidRequest, match="the key .* does not exist or is already revoked"):
         revoke_key(connection, key.name)
 
 

@@ -48,14 +48,20 @@ def find_layout(root: Path) -> ProjectLayout:
 
 
 def _find_model(models: Path) -> Path:
-    fix = "pass the model explicitly: stillhouse accelerate MODEL.onnx --config CONFIG.yml -o DIR"
+    name_the_model = "pass the model explicitly: stillhouse accelerate MODEL.onnx --config CONFIG.yml -o DIR"
     if not models.is_dir():
-        raise InvalidRequest(f"the directory {models} does not exist", allowed=f"a project with {_EXPECTED}", fix=fix)
+        raise InvalidRequest(
+            f"the directory {models} does not exist", allowed=f"a project with {_EXPECTED}", fix=name_the_model
+        )
     # Files with a leading dot are left out, because macOS adds a file `._NAME`, which is no model, to a copied file.
     paths = sorted(path for path in models.glob("*.onnx") if path.is_file() and not path.name.startswith("."))
     if not paths:
-        raise InvalidRequest(f"{models} contains no .onnx file", allowed=f"a project with {_EXPECTED}", fix=fix)
+        raise InvalidRequest(
+            f"{models} contains no .onnx file", allowed=f"a project with {_EXPECTED}", fix=name_the_model
+        )
     if len(paths) > 1:
         names = ", ".join(path.name for path in paths)
-        raise InvalidRequest(f"{models} contains {len(paths)} models: {names}", allowed="exactly one model", fix=fix)
+        raise InvalidRequest(
+            f"{models} contains {len(paths)} models: {names}", allowed="exactly one model", fix=name_the_model
+        )
     return paths[0]

@@ -250,23 +250,29 @@ def read_npz_inputs(path: Path, graph: Path) -> list[Feeds]:
 
 
 def _load_npz(path: Path) -> Feeds:
-    fix = "write it with numpy.savez(FILE, NAME=array, ...)"
+    write_with_savez = "write it with numpy.savez(FILE, NAME=array, ...)"
     try:
         with path.open("rb") as file:
             stored = np.load(file, allow_pickle=False)
             if not isinstance(stored, np.lib.npyio.NpzFile):
                 raise InvalidRequest(
-                    f"{path} contains one array without a name", allowed="an .npz file of named arrays", fix=fix
+                    f"{path} contains one array without a name",
+                    allowed="an .npz file of named arrays",
+                    fix=write_with_savez,
                 )
             with stored:
                 return {name: stored[name] for name in stored.files}
     except FileNotFoundError:
-        raise InvalidRequest(f"{path} does not exist", allowed="an .npz file of named arrays", fix=fix) from None
+        raise InvalidRequest(
+            f"{path} does not exist", allowed="an .npz file of named arrays", fix=write_with_savez
+        ) from None
     except InvalidRequest:
         raise
     except Exception as error:  # all types, because zipfile, zlib, ast and numpy each raise their own on a damaged file
         raise InvalidRequest(
-            f"{path} cannot be read: {error}", allowed="an .npz file of arrays without pickled objects", fix=fix
+            f"{path} cannot be read: {error}",
+            allowed="an .npz file of arrays without pickled objects",
+            fix=write_with_savez,
         ) from None
 
 

@@ -81,7 +81,7 @@ def shorten_requests(manifest: Manifest, requests: Sequence[ImageRequest]) -> li
     """
     if not is_heavy(manifest):
         return list(requests)
-    if manifest.distilled and manifest.distilled.timesteps:  # a distilled student cannot take other, fewer timesteps
+    if manifest.distilled and manifest.distilled.timesteps:  # a student runs all timesteps of its training, no fewer
         return list(requests[:1])
     return [replace(request, steps=request.steps or _SHORTENED_STEPS) for request in requests[:1]]
 

@@ -44,7 +44,8 @@ def compare_probes(reference: Sequence[Probe], outputs: Sequence[Probe]) -> dict
     for expected, actual in zip(reference, outputs, strict=True):
         if expected.feeds.keys() != actual.feeds.keys():
             raise ValueError(
-                f"the network's outputs are {', '.join(actual.feeds)}; the baseline's are {', '.join(expected.feeds)}"
+                f"the network's outputs are {', '.join(actual.feeds)}; "
+                f"allowed: {', '.join(expected.feeds)}, the outputs of the baseline"
             )
         for name, tensor in expected.feeds.items():
             if tensor.shape != actual.feeds[name].shape:
@@ -149,7 +150,8 @@ def judge_trial(trial: Trial, bounds: Bounds) -> Trial:
     pictures, drop = trial.pictures, bounds.max_score_drop
     is_conclusive = pictures is None or pictures.score is None or pictures.count >= FULL_PICTURES
     if not is_conclusive:
-        # With unchanged sampling, the score of few pictures decides nothing, because each network was judged before.
+        # Without options the sampling is unchanged. The score of few pictures is then ignored, because each network was
+        # judged before.
         if not trial.candidate.options:
             drop = None
         elif drop is not None and pictures and pictures.count <= SCREENING_PICTURES:

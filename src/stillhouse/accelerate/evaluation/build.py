@@ -68,8 +68,8 @@ def candidate_component(candidate: Candidate, graph: str, weights: str) -> Compo
     options = dict(candidate.options)
     threads = options.pop("threads", None)
     rows = options.pop("rows", "")
-    options.pop("tile", None)  # not a setting of the component: the tile size is a default of the whole pipeline
-    options.pop("student", None)  # not a setting of the component: the student's name only selects the graph
+    options.pop("tile", None)  # removed, because the tile size is set for the whole pipeline, not for one network
+    options.pop("student", None)  # removed, because the student's name only says whose graph is used
     return Component(
         graph=graph,
         weights=weights,

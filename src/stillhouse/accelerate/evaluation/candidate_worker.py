@@ -335,7 +335,8 @@ class CandidateWorker:
             if task.graph:
                 name = task.candidate.component
                 components[name] = candidate_component(task.candidate, str(self.graph), components[name].weights)
-            # Close the network first, because the pipeline opens it again, and two copies may not fit into memory.
+            # Free the runner of the network, because the pipeline opens the same network again, and two copies may not
+            # fit into memory.
             self._runner = None
             self._resized_runners.clear()
             self._pipeline = Pipeline(

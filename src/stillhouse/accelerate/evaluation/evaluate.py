@@ -160,7 +160,7 @@ def evaluate(
         trial = replace(trial, fidelity=compare_probes(expected, outputs))
         trial = _measure_latency(trial, process, baseline, context)
         trial = _check_large_batch(trial, process, expected, context)
-        # A large batch may have crashed the process. It is started again, because later checks use smaller batches.
+        # A large batch may have crashed the process. Restart the process, because later checks use smaller batches.
         if not process.is_alive:
             process.kill()
             process = _reopen(process.task, context, _baseline_processes(baseline))
@@ -321,7 +321,8 @@ def _measure_latency(
         process_timer(baseline.process, context.timeout) if baseline else timer, timer, context.timing_budget
     )
     ratio = comparison.ratio
-    # The baseline was timed against itself: its speed-up is 1 by definition; the interval shows the machine's noise.
+    # Without a baseline, this trial is the baseline and was timed against itself: its speed-up is 1 by definition, and
+    # the interval shows the noise of the machine.
     if baseline is None:
         ratio = Ratio(1.0, ratio.low / ratio.value, ratio.high / ratio.value)
     batch = {str(context.rows): comparison.candidate.median / context.rows}

@@ -156,16 +156,16 @@ def read_report(directory: Path) -> Report:
         PipelineError: the file is missing, damaged, or of another version of the format.
     """
     path = directory / REPORT_FILE
-    fix = "create it with `stillhouse accelerate SOURCE -o DIR`"
+    run_accelerate = "create it with `stillhouse accelerate SOURCE -o DIR`"
     try:
         document = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise PipelineError(f"{directory} contains no {REPORT_FILE}", fix=fix) from None
+        raise PipelineError(f"{directory} contains no {REPORT_FILE}", fix=run_accelerate) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise PipelineError(f"{path} is not JSON: {error}", fix=fix) from None
+        raise PipelineError(f"{path} is not JSON: {error}", fix=run_accelerate) from None
     if not isinstance(document, dict) or document.get("version") != REPORT_VERSION:
-        raise PipelineError(f"{path} is not a report of version {REPORT_VERSION}", fix=fix)
+        raise PipelineError(f"{path} is not a report of version {REPORT_VERSION}", fix=run_accelerate)
     try:
         return convert(Report, document)
     except InvalidDocument as error:
-        raise PipelineError(f"{path} is not a valid report: {error}", fix=fix) from None
+        raise PipelineError(f"{path} is not a valid report: {error}", fix=run_accelerate) from None

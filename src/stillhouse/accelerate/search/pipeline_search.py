@@ -147,7 +147,8 @@ class _PipelineSearch:
         """
         if self._matches_baseline():
             return True
-        # Each chosen network satisfied the bounds alone, but not all together, so only almost exact ones may be chosen.
+        # The networks were chosen one by one, and the pictures of all together violate a bound. The next choice is
+        # limited to networks with almost exact outputs.
         self.sweep.report = replace(self.sweep.report, exact_only=True)
         return self._matches_baseline()
 
@@ -300,7 +301,8 @@ class _PipelineSearch:
         trial = self.sweep.find_trial(candidate) or self._screen(candidate)
         if trial.pictures is None or trial.status not in ("accepted", "skipped"):
             return False
-        # Scoring many pictures takes long, so options that are unlikely to keep the score do not pass here.
+        # Scoring many pictures takes long, so options pass only if few pictures have a high PSNR, or if nothing is
+        # scored.
         return trial.pictures.score is None or trial.pictures.psnr >= _MIN_SCREENING_PSNR
 
     def _screen(self, candidate: Candidate) -> Trial:

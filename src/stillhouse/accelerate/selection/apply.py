@@ -71,7 +71,7 @@ def apply_choice(directory: Path, report: Report) -> None:
         else None
     )
     if defaults.cache_interval > 1 and step_cache is None:
-        # Turn feature caching off, because it needs the denoiser split in two graphs, which this denoiser lacks.
+        # Turn feature caching off, because this denoiser is not split in two graphs, which caching needs.
         defaults = replace(defaults, cache_interval=1)
     chosen = replace(
         original,
@@ -176,7 +176,8 @@ def remove_leftovers(directory: Path, report: Report) -> None:
         baseline = report.baselines.get(name)
         for trial in report.trials_of(name):
             is_baseline = trial.candidate.key == baseline
-            # The baseline's pictures stay for a resumed sweep, because generating them takes minutes on a large model.
+            # Keep the baseline's pictures for a resumed run, because generating them again takes minutes on a large
+            # model.
             if not (is_baseline and report.is_resumable):
                 (folder / trial.candidate.key / PICTURES_FILE).unlink(missing_ok=True)
             if not is_baseline:

@@ -34,7 +34,7 @@ def choose_trials(report: Report, goal: Goal, bounds: Bounds) -> Report:
     components = dict.fromkeys(trial.candidate.component for trial in trials)
     chosen = {}
     for component in components:
-        # Reference pipelines are left out, because they do not run on the networks that are chosen here.
+        # The recipe "baseline" marks measurements of the original pipeline, which are references and cannot be chosen.
         eligible = [trial for trial in decided.trials_of(component) if trial.candidate.recipe != "baseline"]
         if report.exact_only and component != PIPELINE:
             eligible = [trial for trial in eligible if is_visually_exact(trial)]
@@ -124,7 +124,8 @@ def _throughput(trial: Trial) -> tuple[float, float]:
 def _memory(trial: Trial) -> tuple[float, float]:
     peak = float(trial.peak_bytes or float("inf"))
     if trial.candidate.component == PIPELINE:
-        # Memory is rounded, because pipelines with other sampling options run the same networks and differ by noise.
+        # The peak is rounded, because pipelines that differ only in sampling options run the same networks, so that
+        # their peaks differ only by noise.
         peak = math.ceil(peak / _MEMORY_TIE_BYTES) if math.isfinite(peak) else peak
     return peak, _latency(trial)
 

@@ -217,7 +217,7 @@ def _place_labels(marks: Sequence[TradeoffMark], lines: Sequence[_Box]) -> tuple
     labels: dict[int, MarkLabel] = {}
     labelled = [number for number, mark in enumerate(marks) if mark.row.chosen or mark.row.baseline or mark.on_front]
     for number in sorted(labelled, key=lambda number: (not marks[number].row.chosen, not marks[number].row.baseline)):
-        # A position on a line is the second choice, because a crossed label is still better than none.
+        # A label never covers marks or labels, and crosses a line of the plot only if each free position crosses one.
         free_positions = [position for position in _label_positions(marks[number]) if _is_free(position.box, occupied)]
         label = next(
             (position for position in free_positions if _is_free(position.box, lines)),

@@ -186,7 +186,8 @@ def _set_cell(cell: "Cell | MergedCell", value: CellValue) -> None:
         cell.value = value
         return
     cell.value = text = printable(value)
-    # A spreadsheet program would take text that begins like a formula for one when the cell is edited, so it is quoted.
+    # The type "s" stores a string, even if the text begins like a formula. `quotePrefix` keeps it a string when a user
+    # edits the cell.
     cell.data_type = "s"
     cell.quotePrefix = text[:1] in ("=", "+", "-", "@")
 

@@ -58,7 +58,7 @@ def compile_kernel(case: CompileCase, capability: int) -> bytes:
     try:
         compiled = triton.compile(source, GPUTarget("cuda", capability, _WARP), {"num_warps": case.warps})
     except Exception as error:
-        raise BackendFailed(f"{case.name} cannot be compiled for capability {capability}: {error}") from error
+        raise BackendFailed(f"{case.name} cannot be compiled for compute capability {capability}: {error}") from error
     code: bytes = compiled.asm["cubin"]
     return code
 

@@ -47,10 +47,10 @@ def _geglu(
     BLOCK: tl.constexpr,  # noqa: N803
 ):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    if WIDE:  # 64-bit indices only where needed, since a GPU divides them more slowly than it reads the elements
+    if WIDE:  # only for large tensors, since dividing 64-bit indices takes longer than reading the elements
         at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < count
-    # A block may cross rows, so that no program has an unused tail where D is not a power of two.
+    # A block may cross rows, so that no program has an unused tail where `columns` is no power of two.
     first = at // columns * (2 * columns) + at % columns
     value = tl.load(x + first, mask=inside, other=0.0).to(tl.float32)
     gate = tl.load(x + first + columns, mask=inside, other=0.0).to(tl.float32)

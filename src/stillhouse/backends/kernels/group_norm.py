@@ -529,7 +529,8 @@ def _split_pixels(pixels: int, blocks: int) -> tuple[int, int]:
 def _check_weights(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> Tensor:
     if x.ndim != 4 or groups < 1 or x.shape[1] % groups:
         raise InvalidRequest(
-            f"a tensor {list(x.shape)} does not divide into {groups} groups", allowed="[B, C, h, w], whose C divides"
+            f"a tensor {list(x.shape)} does not divide into {groups} groups",
+            allowed=f"[B, C, h, w] with C divisible by {groups}",
         )
     if weight.shape != (x.shape[1],) or bias.shape != (x.shape[1],):
         raise InvalidRequest(

@@ -60,8 +60,9 @@ def _guided_step(
     x0_weight = tl.load(table + 4)
     base = tl.load(output + base_row * size + at, mask=inside, other=0.0).to(tl.float32)
     guided = base
-    # Fused multiply-adds are explicit, since a compiler may fuse in one variant of the kernel and not in another, and a
-    # picture must not depend on its batch. A difference that a picture does not have is skipped, not added as zero.
+    # Multiply-adds are fused explicitly (tl.fma), since a compiler may fuse in one variant of the kernel and not in
+    # another, and a picture must not depend on its batch. A guidance term that a picture lacks (weight 0) is skipped,
+    # not added as zero.
     for term in tl.static_range(TERMS):
         row = base_row + 1 if PAIRED else tl.load(rows + (1 + TERMS) * picture + 1 + term).to(tl.int64)
         weight = tl.load(table + 5 + term)
@@ -180,7 +181,7 @@ def _check(z: Tensor, output: Tensor, rows: Tensor | None, weights: Tensor, prev
         shown = "None" if rows is None else f"{list(rows.shape)}"
         raise InvalidRequest(
             f"rows {shown} and weights {list(weights.shape)} do not fit {len(z)} pictures",
-            allowed=f"int32 [{len(z)}, 1 + T] and [{len(z)}, {len(STEP_WEIGHTS)} + T]",
+            allowed=f"rows int32 [{len(z)}, 1 + T] and weights [{len(z)}, {len(STEP_WEIGHTS)} + T] for T terms",
         )
     if previous is not None and previous.shape != z.shape:
         raise InvalidRequest(f"previous is {list(previous.shape)}, but z is {list(z.shape)}", allowed="the same shape")

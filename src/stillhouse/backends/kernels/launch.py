@@ -13,7 +13,7 @@ from torch import Tensor
 from stillhouse.backends.torch_device import GPU_LOCK
 from stillhouse.errors import UnsupportedPrecision
 
-# 1, which allows fused multiply-adds, is the default until Triton 3.9. It is set, since Triton 3.9 warns otherwise.
+# 1 allows fused multiply-adds, as is the default until Triton 3.9. Triton 3.9 warns where the variable is not set.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether Triton interprets kernels in Python on the CPU, as the environment said when this module was imported."""

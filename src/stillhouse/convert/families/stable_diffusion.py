@@ -67,7 +67,9 @@ class StableDiffusionConversion:
         self._check_unet(source)
         autoencoder = source.config(AUTOENCODER_FOLDER)
         if autoencoder.get("latents_mean") is not None or autoencoder.get("latents_std") is not None:
-            raise ImportFailed("the vae normalises its latents by channel", allowed="one scaling_factor for all")
+            raise ImportFailed(
+                "the vae normalises its latents by channel", allowed="one scaling_factor for all channels"
+            )
 
     def manifest_parts(self, source: Source) -> ManifestParts:
         """Return the manifest's fields that follow from the configurations of U-Net, autoencoder and scheduler."""
@@ -248,7 +250,7 @@ def _convert_tokenizer(source: Source, role: str, stage: Path) -> int:
             f"{folder} has {len(tokenizer)} tokens, more than {role} knows", allowed=f"at most {config['vocab_size']}"
         )
     if config.get("use_attention_mask"):
-        raise ImportFailed(f"{role} takes an attention mask", allowed="a CLIP text encoder without one")
+        raise ImportFailed(f"{role} takes an attention mask", allowed="a CLIP text encoder without an attention mask")
     tokenizer.model_max_length = min(tokenizer.model_max_length, config["max_position_embeddings"])
     tokenizer.save_pretrained(stage / folder.name)
     return int(tokenizer.model_max_length)

@@ -120,7 +120,7 @@ def encode_samples(pipeline: Pipeline, samples: Iterable[LatentSample]) -> dict[
 
 def encode_caption(pipeline: Pipeline, text: str) -> DenoiserInputs:
     """Return the denoiser inputs of a caption by name, float16, except the guidance embedding."""
-    # Scale 1 avoids encoding a negative prompt. A distilled teacher gets its default, because it may refuse scale 1.
+    # Scale 1 avoids encoding a negative prompt. A distilled teacher gets None (its default), as it may refuse scale 1.
     unguided = None if pipeline.manifest.distilled else 1.0
     trajectory = pipeline.start(ImageRequest(text, guidance=unguided))
     return inputs_to_f16(inputs_to_numpy(pipeline, trajectory.branches[CONDITIONAL].inputs))

@@ -23,7 +23,8 @@ from stillhouse.shapes.caption import random_training_caption
 def dataset_key(manifest: Manifest, settings: DistillSettings) -> str:
     """Return a hash of the teacher and the training data, which is part of the name of the data's cache folder."""
     parts = [files_checksum(manifest), _data_description(settings), settings.samples, settings.seed]
-    # Trajectories are stored at the first student's noise levels, which these settings decide.
+    # Trajectories depend on guidance, step counts and task too, because they hold the teacher's guided latents at the
+    # first student's noise levels.
     if settings.method == TRAJECTORIES:
         parts += [*settings.guidance, *settings.step_counts[:2], settings.task]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]

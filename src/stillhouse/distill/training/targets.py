@@ -114,8 +114,9 @@ def ddim_rollout(denoise: DenoiseFn, z: Tensor, table: LevelTable, path: Tensor)
         is_padding = before == after
         if bool(is_padding.all()):
             continue
-        # A row whose path is shorter has already reached the clean picture, where the network must not be evaluated.
-        # The network is evaluated at the table's first level instead, and its result for this row is not used.
+        # A row with a shorter path than other rows has already reached the clean picture, where the network must not be
+        # evaluated. The network is evaluated at the table's first level instead, and the result for this row is
+        # dropped.
         evaluated = torch.where(start.sigma == 0, torch.zeros_like(before), before)
         moved = ddim_step(z, denoise(z, table.at(evaluated)), start, end)
         z = torch.where(_broadcast(is_padding, z), z, moved)

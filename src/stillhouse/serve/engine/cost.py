@@ -194,7 +194,9 @@ class CostModel:
     def _nearest(self, batch_key: BatchKey) -> BatchKey:
         same_pipeline = [key for key in self.curves if key.pipeline == batch_key.pipeline]
         if not same_pipeline:
-            raise InvalidRequest(f"no latency was measured for {batch_key}", allowed=", ".join(map(str, self.curves)))
+            raise InvalidRequest(
+                f"no latency was measured for the pipeline of {batch_key}", allowed=", ".join(map(str, self.curves))
+            )
         return min(same_pipeline, key=lambda key: max(key.pixels / batch_key.pixels, batch_key.pixels / key.pixels))
 
     def _slowdown(self, batch_key: BatchKey) -> float:

@@ -91,7 +91,7 @@ def simulate(arrivals: Iterable[Arrival], policy: Policy, cost: CostModel) -> li
         executor.now = max(executor.now, arrival.time)
         job = Job(str(number), arrival.tier, arrival.key, arrival.batch_key, arrival.step_plan, NO_REQUEST)
         engine.submit(job)
-        job.arrived = arrival.time  # `submit` has set the current time, but the job arrived during the last step
+        job.arrived = arrival.time  # not the time of `submit`, because the job arrived during the last step
     while engine.jobs:
         step()
     return finished

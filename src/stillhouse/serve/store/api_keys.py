@@ -90,7 +90,9 @@ def revoke_key(connection: sqlite3.Connection, name: str) -> None:
         "update keys set revoked = ? where name = ? and revoked is null", (time.time(), name)
     ).rowcount
     if not changed:
-        raise InvalidRequest(f"there is no key {name!r} in use", fix="`stillhouse keys list` shows all keys")
+        raise InvalidRequest(
+            f"the key {name!r} does not exist or is already revoked", fix="`stillhouse keys list` shows all keys"
+        )
 
 
 def list_keys(connection: sqlite3.Connection) -> Sequence[ApiKey]:

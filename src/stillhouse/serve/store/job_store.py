@@ -216,9 +216,11 @@ class JobStore:
         counts = "select count(*), count(*) filter (where key = ?) from jobs where state = 'queued'"
         waiting, own_waiting = self.connection.execute(counts, (key,)).fetchone()
         if waiting >= MAX_QUEUED:
-            raise Refused(f"{waiting:,} jobs are queued, and no more are accepted", "jobs", 60.0)
+            raise Refused(f"{waiting:,} jobs are queued, and no more are accepted", "jobs", retry_after=60.0)
         if own_waiting >= MAX_QUEUED_PER_KEY:
-            raise Refused(f"{own_waiting:,} jobs of key {key} are queued, and no more are accepted", "jobs", 60.0)
+            raise Refused(
+                f"{own_waiting:,} jobs of key {key} are queued, and no more are accepted", "jobs", retry_after=60.0
+            )
 
     def _delete_inputs(self, job_id: str) -> None:
         for kind in _ARRAYS:

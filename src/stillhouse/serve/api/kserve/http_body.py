@@ -167,10 +167,10 @@ def _is_binary(output: RequestedOutput, default: bool) -> bool:
     return _check_bool("binary_data", output.parameters.get("binary_data", default))
 
 
-def _check_parameters(owner: str, parameters: Mapping[str, Any], allowed: str) -> None:
-    unknown = next((name for name in parameters if name != allowed), None)
+def _check_parameters(owner: str, parameters: Mapping[str, Any], allowed_name: str) -> None:
+    unknown = next((name for name in parameters if name != allowed_name), None)
     if unknown is not None:
-        raise InvalidRequest(f"parameter {unknown[:MAX_ECHO]!r} of {owner} is not supported", allowed=allowed)
+        raise InvalidRequest(f"parameter {unknown[:MAX_ECHO]!r} of {owner} is not supported", allowed=allowed_name)
 
 
 def _check_bool(name: str, value: object) -> bool:
