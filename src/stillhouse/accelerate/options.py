@@ -165,6 +165,10 @@ def fill_default_bounds(bounds: Bounds, workspace: Workspace) -> Bounds:
     pipeline, whose pictures are compared too: 10 dB SQNR at every noise level, and 25 dB PSNR and 0.9 SSIM of pictures
     of equal seeds, which is no visible difference. If a program (oracle) scores the pictures, the score may also drop
     by at most one percentage point.
+
+    Args:
+        bounds: limits that the user gave.
+        workspace: working directory with the pipeline or ONNX file.
     """
     if not workspace.is_pipeline:
         return replace(bounds, min_sqnr=20.0 if bounds.min_sqnr is None else bounds.min_sqnr)

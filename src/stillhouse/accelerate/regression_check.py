@@ -139,7 +139,13 @@ def _format_ratio(ratio: Ratio) -> str:
 
 
 def _check_pipeline(directory: Path, report: Report, threads: int | None) -> RegressionResult:
-    """Measure speed and pictures of the chosen pipeline again, next to the f32 baseline pipeline."""
+    """Measure speed and pictures of the chosen pipeline again, next to the f32 baseline pipeline.
+
+    Args:
+        directory: output directory of `stillhouse accelerate`.
+        report: report in this directory.
+        threads: maximum number of threads of each network; None: the backend's default.
+    """
     recorded = report.trial(PIPELINE, report.chosen[PIPELINE])
     manifest = original_manifest(directory)
     options = AccelerateOptions(memory_limit=report.memory_limit, threads=threads)

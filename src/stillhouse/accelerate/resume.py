@@ -22,7 +22,8 @@ _PACKAGES = ("stillhouse", "numpy", "onnx")
 def load_or_create_report(workspace: Workspace, options: AccelerateOptions) -> Report:
     """Return the report of an earlier run with its still valid trials (measured candidates), or a new empty report.
 
-    If machine, package versions or options have changed, warn and delete the measurements in the directory.
+    The report is in the workspace (working directory). If machine, package versions or options have changed, or the
+    report is damaged, warn and delete the report and its measurements.
     """
     return _load_report(workspace, options) or _create_report(workspace, options)
 
@@ -31,7 +32,8 @@ def _load_report(workspace: Workspace, options: AccelerateOptions) -> Report | N
     """Return the report of an earlier run with its still valid trials (measured candidates); None: none can be reused.
 
     A component whose baseline is no longer valid loses all its trials, because they were compared with that baseline.
-    If machine, package versions or options have changed, warn and delete the measurements in the directory.
+    If machine, package versions or options have changed, or the report is damaged, warn and delete the report and its
+    measurements.
     """
     if not (workspace.directory / REPORT_FILE).is_file():
         return None

@@ -192,11 +192,14 @@ class Sweep(SweepState):
     ) -> Trial:
         """Measure a candidate next to the baseline, and return its trial (measurements and verdict).
 
-        Restart the baseline's process if it is dead. If it dies during a failed evaluation, evaluate the candidate a
-        second time, because the baseline may have caused the failure. The trial is "skipped" without a baseline,
-        without time left, and where `dominated_reason` expects no gain.
+        Restart the baseline's process if it is dead. If this process dies during a failed evaluation, evaluate the
+        candidate a second time, because the baseline may have caused the failure. The trial is "skipped" without a
+        baseline, without time left, and where `dominated_reason` expects no gain.
 
         Args:
+            candidate: candidate to measure.
+            context: inputs and limits of the measurements of this network.
+            baseline: open f32 baseline of this network; None: the candidate is skipped.
             share: share of the time budget in which candidates of this network are measured.
         """
         if baseline is None:
@@ -302,7 +305,7 @@ class Sweep(SweepState):
     def _decoder_side(self, component: WorkspaceComponent, probes: Path) -> int | None:
         """Return the longer side in pixels of the picture that the first recorded decoder call decodes.
 
-        The result is None for components other than the decoder.
+        The result is None for components other than the decoder. `probes` is the file of the recorded inputs.
         """
         if component.name != DECODER:
             return None

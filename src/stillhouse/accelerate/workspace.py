@@ -80,7 +80,8 @@ def prepare_workspace(source: str, directory: Path) -> Workspace:
     A diffusers model is converted to a pipeline first.
 
     Args:
-        source: name of an embedded model, or path of a pipeline directory, a diffusers directory or an ONNX file.
+        source: name of a model that this package contains, or path of a pipeline directory, a diffusers directory or an
+            ONNX file.
         directory: a new or empty directory, or the directory of an earlier sweep of the same source.
 
     Raises:
@@ -96,7 +97,10 @@ def prepare_workspace(source: str, directory: Path) -> Workspace:
 
 
 def _prepare_pipeline(source: Path, directory: Path) -> Workspace:
-    """Copy a pipeline directory. If `stillhouse accelerate` wrote its manifest, copy the original manifest instead."""
+    """Copy a pipeline directory into a working directory, and return the working directory's content.
+
+    If `stillhouse accelerate` has changed the source's manifest, the manifest from before this change is copied.
+    """
     manifest, manifest_file = read_manifest(source), source / MANIFEST
     if is_sweep_directory(source):
         manifest, manifest_file = original_manifest(source), source / TRIALS / MANIFEST
@@ -154,19 +158,19 @@ def is_sweep_directory(directory: Path) -> bool:
 
 
 def original_manifest(directory: Path) -> Manifest:
-    """Return the manifest of the source pipeline, as it was before `stillhouse accelerate` changed it."""
+    """Return the manifest of a working directory as it was before `stillhouse accelerate` changed it."""
     document = json.loads((directory / TRIALS / MANIFEST).read_bytes())
     document.pop("checksum", None)
     return convert_manifest(document)
 
 
 def original_components(directory: Path) -> dict[str, Component]:
-    """Return the components of the source pipeline by name, without the changes of `stillhouse accelerate`."""
+    """Return the components of a working directory's pipeline by name, without changes by `stillhouse accelerate`."""
     return dict(original_manifest(directory).components)
 
 
 def f32_components(directory: Path) -> dict[str, Component]:
-    """Return the source pipeline's components by name, set to run on onnxruntime in float32, as the baseline does."""
+    """Return a working directory's original components by name, set to run on onnxruntime in float32."""
     return {
         name: Component(component.graph, component.weights)
         for name, component in original_components(directory).items()

@@ -96,7 +96,7 @@ def add_choice_options(parser: ArgumentParser) -> None:
 
 
 def read_bounds(arguments: Namespace) -> Bounds:
-    """Return the bounds on accuracy and memory that the options of `add_choice_options` give; None where not given."""
+    """Return the bounds on accuracy and memory that the user gave as options; None for a bound not given."""
     return Bounds(**{field.name: getattr(arguments, field.name) for field in fields(Bounds)})
 
 

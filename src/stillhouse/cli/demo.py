@@ -1,6 +1,7 @@
 """`stillhouse demo`: generate images of twelve prompts outside the training set, and join them in a contact sheet.
 
-Each prompt is shown twice: by the embedded model, and by its distilled student of fewer steps.
+Each prompt gives two images: one by the embedded model (the model that this package contains), and one by its distilled
+student of fewer steps.
 """
 
 import sys
@@ -66,7 +67,7 @@ def _generate(name: str, arguments: Namespace) -> tuple[list[Picture], str]:
     """Generate an image of each prompt with a model.
 
     Args:
-        name: name of the embedded model.
+        name: name of the model, one that this package contains.
         arguments: options of the command line.
 
     Returns:
@@ -91,6 +92,9 @@ def _join_pair(left: Picture, right: Picture) -> Picture:
 
 
 def _program() -> str:
-    """Return how the user can call this program: as it was called, if with a relative path, else by its name."""
+    """Return the command with which the user can call this program again.
+
+    The command is the relative path by which the program was called, else "stillhouse".
+    """
     typed = Path(sys.argv[0])
     return str(typed) if typed.name == "stillhouse" and not typed.is_absolute() else "stillhouse"

@@ -194,8 +194,8 @@ def _set_options(arguments: Namespace, settings_class: Any) -> dict[str, Any]:
 def _default_data(teacher: str) -> dict[str, str]:
     """Return the default of the setting `data`, which says what to train on, for a teacher.
 
-    For an embedded model the training data are generated scenes of shapes, and the result names the model. For another
-    teacher the result is empty, so that the settings' own default applies.
+    For a model that this package contains, the training data are generated scenes of shapes, and the result names the
+    model. For another teacher the result is empty, so that the settings' own default applies.
     """
     from stillhouse.pipelines.load import EMBEDDED
 

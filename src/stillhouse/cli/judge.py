@@ -1,7 +1,7 @@
 """`stillhouse judge NAME...`: measure how well pictures show what their prompts ask for.
 
-An embedded model is scored by a program (oracle) that finds the shapes in a picture. With --against, distilled students
-are compared with their teacher.
+A model that this package contains is scored by a program (oracle) that finds the shapes in a picture. With --against,
+distilled students are compared with their teacher.
 """
 
 import json
@@ -61,7 +61,10 @@ def declare(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    """Evaluate a pipeline, or students against their teacher, print the results, write requested files; return 0."""
+    """Evaluate a pipeline, or students against their teacher, print the results and write requested files.
+
+    The returned exit code is 0.
+    """
     return _compare_with_teacher(arguments) if arguments.against else _score_alone(arguments)
 
 

@@ -17,10 +17,13 @@ Larger pipelines are not cached, because compilation dominates the load time of 
 
 
 def open_pipeline(model: str, arguments: Namespace) -> Pipeline:
-    """Load a pipeline, with compiled networks from the cache if it is small.
+    """Load a pipeline and return it.
+
+    Compiled networks are cached on disk if the pipeline's weights take at most MAX_CACHED_WEIGHTS bytes. Otherwise
+    networks are compiled on every load.
 
     Args:
-        model: name of an embedded model, or a pipeline directory.
+        model: name of a model that this package contains, or a pipeline directory.
         arguments: options of `arguments.add_engine_options`: backend, precision, threads, verify.
     """
     weights = sum(path.stat().st_size for path in find_pipeline(model).rglob("*.safetensors"))
@@ -28,7 +31,7 @@ def open_pipeline(model: str, arguments: Namespace) -> Pipeline:
 
 
 def compile_cache() -> Path | None:
-    """Return the directory in which compiled networks are cached, and create it if needed; None if it is not writable.
+    """Return the directory in which compiled networks are cached, after creating it; None if it is not writable.
 
     The directory is inside $XDG_CACHE_HOME, or inside ~/.cache where that variable is not set.
     """

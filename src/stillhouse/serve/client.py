@@ -136,8 +136,8 @@ class RateLimiter:
         """Deduct `amount` pixel-steps from the allowance of the client's key and return None.
 
         If a limit would be exceeded, nothing is deducted and the limit is returned. A charge larger than the token
-        bucket is accepted when the bucket is full, and leaves a negative level. Otherwise an image that costs more than
-        the bucket holds could never be generated.
+        bucket is accepted when the bucket is full, and leaves a negative level. Without this rule, an image that costs
+        more than the bucket holds could never be generated.
         """
         if client.rate is None and client.daily is None:
             return None
@@ -164,7 +164,7 @@ class RateLimiter:
 
     @property
     def daily_usage(self) -> dict[str, tuple[int, float]]:
-        """Return for each key name the UTC day of its last use (days since the epoch) and the pixel-steps used then."""
+        """Return by key name the UTC day of the last use (days since the epoch) and the pixel-steps used that day."""
         return {key: (bucket.day, bucket.used) for key, bucket in self.buckets.items()}
 
     def restore(self, usage: Mapping[str, tuple[int, float]]) -> None:

@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 ADMISSION_MARGIN = 0.5
 """Reserve that is subtracted from the largest accepted latency of every tier, as a multiple of the isolated latency
-(latency without other requests). It covers what predictions leave out, such as decoding and later requests."""
+(latency without other requests). The reserve covers what predictions leave out, such as decoding and later requests."""
 MAX_PROMPT_CHARS = 10_000
 """Largest number of characters of a prompt: far more than text encoders read, yet cheap to tokenize."""
 
@@ -59,7 +59,8 @@ class Dispatcher:
         on_broken: called with the error message when a worker cannot load a pipeline.
         make_supervisor: makes the supervisor of a worker process from the worker's configuration, a callback for its
             events and a callback for its deaths.
-        trace_request: called with every request that has ended, its result and the seconds since the epoch.
+        trace_request: called with every request that has ended, its result, and the time of its end in seconds since
+            the epoch.
         is_draining: whether new requests are rejected because the server shuts down.
         workers: one handle per worker process.
     """
@@ -111,7 +112,9 @@ class Dispatcher:
             )
 
     def submit_all(self, requests: Sequence[GenerationRequest]) -> list[RequestHandle]:
-        """Submit all requests, which must be of one client, or none of them. Return their handles in the same order.
+        """Submit all requests of a list, and return their handles in the same order.
+
+        If one request is rejected, none is submitted. All requests must be of one client.
 
         Raises:
             StillhouseError: as in `submit`.
@@ -193,7 +196,10 @@ class Dispatcher:
         self._monitor_task = asyncio.get_running_loop().create_task(self._monitor_workers())
 
     async def drain(self, timeout: float) -> None:
-        """Reject new requests, and wait until all others have ended. Fail those unfinished after `timeout` seconds."""
+        """Reject new requests, and wait until all accepted requests have ended.
+
+        Requests that are unfinished after `timeout` seconds fail.
+        """
         self.is_draining = True
         deadline = self.clock() + timeout
         while self.handles and self.clock() < deadline:

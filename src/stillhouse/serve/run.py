@@ -110,6 +110,13 @@ async def _start_grpc(
     """Start the gRPC server if the settings enable it, then call `on_started` with the addresses of both servers.
 
     If the gRPC server cannot start, `fail` is called with the error instead.
+
+    Args:
+        app: HTTP application; the gRPC server is stored as `app.state.grpc`.
+        service: service behind the API.
+        address: URL of the HTTP server.
+        on_started: called with the addresses of both servers.
+        fail: called with the error.
     """
     app.state.grpc = None
     settings, grpc_address = service.settings, None

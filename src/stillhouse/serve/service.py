@@ -155,6 +155,13 @@ def _store_image(
     """Store an image as a new, completed job.
 
     The job is added and finished in one call of the store's thread, so that the job queue never dispatches it.
+
+    Args:
+        store: jobs in the database.
+        job_id: id of the new job.
+        handle: the finished request.
+        output: result of the request, with the image.
+        has_public_url: whether the image may be downloaded by URL without an API key.
     """
     request = handle.generation_request
     store.add(job_id, request.client.key, handle.job.tier.name, handle.request, request.format)

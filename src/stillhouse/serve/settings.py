@@ -21,7 +21,7 @@ class TierSettings:
     Rate limits count pixel-steps: pixels of an image times its network evaluations.
 
     Args:
-        pipeline: name of an embedded model, or a pipeline directory.
+        pipeline: name of a model that this package contains, or a pipeline directory.
         weight: scheduling weight, 0.001 to 1000. Images of a tier with a greater weight are given priority.
         slo: latency target as a multiple of the isolated latency (latency without other requests), at least 1.
         max_lateness: largest predicted latency of an accepted request, as a multiple of the latency target, at least 1.
@@ -65,7 +65,8 @@ class TierSettings:
 def default_tiers() -> Mapping[str, TierSettings]:
     """Return the default tiers by name.
 
-    "free" serves the embedded distilled model, "pro" the embedded model. API keys of "pro" may also use "free".
+    "free" serves the distilled model that this package contains, "pro" its teacher. API keys of "pro" may also use
+    "free".
     """
     return {
         "free": TierSettings(STUDENT),
@@ -86,9 +87,10 @@ class ServerSettings:
         keys: whether requests require an API key.
         policy: scheduling policy (order in which images get their steps), a name in `policy.POLICIES`.
         max_queue: largest number of unfinished requests of a worker, running ones included.
-        memory: memory that a worker process with its loaded pipelines may use, for example "8GiB". Above it, the least
-            recently used pipeline is unloaded first.
-        backend, precision, threads: as in `stillhouse.load`, for every pipeline.
+        memory: memory that a worker process with its loaded pipelines may use, for example "8GiB". Above this limit,
+            the least recently used pipeline is unloaded first.
+        backend, precision, threads: backend of every network, compute precision of the denoiser, and maximum number of
+            threads of each network; None: as in the pipeline's manifest.
         devices: GPUs as in CUDA_VISIBLE_DEVICES, one worker each. Empty starts one worker that sees all devices.
         max_body: largest size of a request body, for example "32MiB".
         max_pixels: largest number of pixels of one image.
@@ -171,7 +173,7 @@ def replace_pipelines(settings: ServerSettings, pipelines: Mapping[str, str]) ->
     Args:
         settings: settings to copy. Tiers that remain keep their other values, except that `also` and `degrade` lose the
             names of removed tiers. New tiers get default values.
-        pipelines: pipeline (name of an embedded model, or directory) of each tier, by tier name.
+        pipelines: pipeline (name of a model that this package contains, or directory) of each tier, by tier name.
     """
     tiers = {
         name: replace(settings.tiers[name], pipeline=pipeline) if name in settings.tiers else TierSettings(pipeline)

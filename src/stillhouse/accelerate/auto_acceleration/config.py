@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 ONES = "ones"
-"""Value of the key `probe` that requests measurement on inputs filled with ones, as Auto-Acceleration does."""
+"""Value of the config key `probe` that requests measurement on inputs filled with ones, as in Auto-Acceleration."""
 DEVICES = ("auto", "cpu", "gpu")
 PRECISIONS = ("f32", "bf16", *GRAPH_RECIPES)
 _ALIASES: Mapping[str, tuple[str, ...]] = {
@@ -106,7 +106,7 @@ class AutoAccelerationConfig:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shape to measure of each input, by name."""
+        """Return the shape at which each input is measured (`InputShapes.use`), by input name."""
         return {name: shapes.use for name, shapes in self.inputs.items()}
 
     @property

@@ -39,7 +39,7 @@ class Probe:
 
 
 def interleave_rows(probes: Sequence[Probe], rows: int) -> list[tuple[int, int]]:
-    """Return which rows of recorded inputs (probes) make up a batch: a (probe, row) index pair for each of its rows.
+    """Return which rows of recorded inputs (probes) make up a batch: a (probe, row) index pair for each batch row.
 
     Consecutive rows come from different probes, as a server puts rows of different pictures into a batch. Rows are
     repeated if there are too few. Probes whose shapes differ from those of the first probe are not used.
@@ -73,7 +73,10 @@ def _shapes(feeds: Feeds) -> dict[str, tuple[int, ...]]:
 
 
 class RecordingPipeline(Pipeline):
-    """A pipeline that records the inputs of its networks in `recorded`, by network, while `label` is not empty."""
+    """A pipeline that records the inputs of each call of its networks in `recorded`, while `label` is not empty.
+
+    `recorded` holds a list for each network by name; `label` becomes the label of each entry.
+    """
 
     label = ""
 
@@ -82,7 +85,7 @@ class RecordingPipeline(Pipeline):
         self.recorded: dict[str, list[Probe]] = {name: [] for name in self.manifest.components}
 
     def run(self, component: str, feeds: Feeds) -> Mapping[str, NDArray[Any]]:
-        """Run the network of this name and return its outputs by name. If `label` is not empty, record its inputs."""
+        """Run the network `component` and return the outputs by name. If `label` is not empty, record the inputs."""
         if self.label and component != DENOISER_SHALLOW:
             probe = Probe(self.label, {name: self.arrays.to_numpy(array).copy() for name, array in feeds.items()})
             self.recorded[DENOISER if component == DENOISER_FULL else component].append(probe)

@@ -46,7 +46,7 @@ _PASS_THROUGH_OPS = _ELEMENTWISE_OPS | {
 """Operators through which an index into a table may pass on its way from an input of the graph to a Gather node."""
 _CONSTANT_OPS = {"Cast", "Identity", "DequantizeLinear"}
 _MIN_POSITIONS = 8
-"""Minimum number of rows of a position embedding. A smaller table that no input indexes is taken for something else."""
+"""Minimum number of rows of a position embedding. A smaller table is not taken for a position embedding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +112,8 @@ def read_graph_inputs(graph: Path) -> GraphInputs:
 class _Consumers:
     """Finds the nodes that use a tensor, directly or through nodes of given operators.
 
-    A call takes the tensor's name and the operators to pass through. It yields each node that is reached, with the
-    index of the node's input.
+    A call takes the name of a tensor and the operators to pass through. The call yields each node that the tensor
+    reaches, with the position (from 0) among the node's inputs at which the tensor arrives.
     """
 
     def __init__(self, nodes: Iterable[Any]) -> None:
@@ -133,7 +133,10 @@ class _Consumers:
 
 
 def _constant_shapes(initializers: Iterable[Any], nodes: Iterable[Any]) -> dict[str, Dims]:
-    """Return the shapes of a graph's constants by name: initializers, outputs of Constant nodes, and casts of both."""
+    """Return the shapes of a graph's constants by name.
+
+    Constants are initializers, outputs of Constant nodes, and outputs of Cast or similar nodes whose input is constant.
+    """
     shapes: dict[str, Dims] = {tensor.name: tuple(tensor.dims) for tensor in initializers}
     for node in nodes:
         if node.op_type == "Constant":

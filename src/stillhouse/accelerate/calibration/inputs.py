@@ -181,7 +181,7 @@ def _make_noisy_picture(rng: Generator, shape: _Shape, index: int, count: int) -
 def _make_smooth_picture(rng: Generator, shape: _Shape) -> NDArray[Any]:
     """Return a smooth random picture of the given shape, float64: a sum of long waves over the two spatial axes.
 
-    Rows and channels have different waves. Each has mean 0 and variance 1.
+    Rows and channels have different waves. Each channel of each row has mean 0 and variance 1.
     """
     is_channels_last = shape[-1] in _COLOUR_CHANNELS
     height, width = shape[-3:-1] if is_channels_last else shape[-2:]

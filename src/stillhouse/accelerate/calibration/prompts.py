@@ -1,7 +1,7 @@
 """Image requests for recording calibration data and for comparing pictures.
 
-An embedded model, whose pictures a program (oracle) can score, gets captions from outside its training set. Other
-models get general prompts.
+An embedded model (one that this package contains) gets captions from outside its training set, and a program (oracle)
+can score its pictures. Other models get general prompts.
 """
 
 from collections.abc import Sequence
@@ -24,25 +24,26 @@ HEAVY_BYTES = 256 << 20
 """Size in bytes of a denoiser's weights above which a model is heavy: a step takes seconds on a few CPU cores."""
 _SHORTENED_STEPS = 4
 _CAPTION_SEED = 2000
-"""Seed of the random captions. Training and scoring of the embedded models use other seeds."""
+"""Seed of random captions for the models that this package contains. Their training and scoring use other seeds."""
 _CALIBRATION_COUNT, _COMPARISON_COUNT = 3, 4
 
 
 def has_oracle(manifest: Manifest) -> bool:
     """Return whether a program (oracle) can score a pipeline's pictures.
 
-    This is so for embedded models and for students that were distilled from an embedded model.
+    A program can score the models that this package contains (embedded models), and students distilled from them.
     """
     is_student = manifest.distilled is not None and manifest.distilled.teacher[0] in EMBEDDED
     return is_student or "judge" in manifest.evidence
 
 
 def held_out_captions(count: int, seed: int = _CAPTION_SEED) -> list[tuple[Description, ImageRequest]]:
-    """Return random captions for the embedded models from outside their training set.
+    """Return random captions from outside the training set of the models that this package contains.
 
     Args:
         count: number of captions.
-        seed: seed of the captions; equal seeds give equal captions, and more captions begin with the same ones.
+        seed: seed of the captions; equal seeds give equal captions, and a longer list begins with the captions of a
+            shorter list.
 
     Returns:
         for each caption, the description of the objects, by which a picture is scored, and the image request.
@@ -58,7 +59,8 @@ def calibration_requests(manifest: Manifest, user_requests: Sequence[ImageReques
     """Return the image requests during which the inputs of networks are recorded as calibration data.
 
     Args:
-        manifest: manifest of the pipeline; for a heavy model (`is_heavy`) there is only one request, of few steps.
+        manifest: manifest of the pipeline; for a heavy model (slow on a CPU, see `is_heavy`) there is only one request,
+            of few steps.
         user_requests: the user's requests, used in place of default ones; empty: three default requests.
     """
     return shorten_requests(manifest, _resolve_requests(manifest, user_requests, _CALIBRATION_COUNT))
@@ -75,7 +77,7 @@ def comparison_requests(manifest: Manifest, user_requests: Sequence[ImageRequest
 
 
 def shorten_requests(manifest: Manifest, requests: Sequence[ImageRequest]) -> list[ImageRequest]:
-    """Return the requests unchanged, or for a heavy model (`is_heavy`) only the first request, with few steps.
+    """Return the requests unchanged, or for a heavy model (`is_heavy`: slow on a CPU) only the first, with few steps.
 
     The number of steps is kept where the request gives one. One picture of few steps is enough to compare networks.
     """

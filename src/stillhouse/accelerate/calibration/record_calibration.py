@@ -1,6 +1,6 @@
 """Record inputs of networks (probes), on which candidates are later calibrated, compared and timed.
 
-A pipeline is recorded in a process of its own, because open networks leave threads and memory behind.
+A pipeline is recorded in a process of its own, because networks do not release all threads and memory when closed.
 """
 
 import json
@@ -36,7 +36,7 @@ def record_network_probes(
         graph: the ONNX file.
         files: path of the file to write, under the name of the network; exactly one entry.
         inputs: the user's .npz file of inputs; None: inputs are generated.
-        shapes: shapes by input name that replace inferred ones; may lack inputs.
+        shapes: shapes by input name; an input that is missing here gets an inferred shape.
         all_ones: whether generated inputs consist of ones.
 
     Returns:
@@ -64,7 +64,7 @@ def record_pipeline_probes(
     """Generate pictures with the original float32 pipeline in another process, and write the inputs of each network.
 
     Args:
-        directory: working directory of the sweep, which contains the pipeline.
+        directory: working directory of `stillhouse accelerate`, which contains the pipeline.
         files: path of the file to write, by network.
         user_requests: requests to generate; empty: requests with default prompts.
         threads: maximum number of threads; None: the backend's default.
@@ -111,7 +111,10 @@ def main() -> None:
 
 
 def _open_recorder(directory: Path, threads: int | None) -> RecordingPipeline:
-    """Open the original pipeline for recording: on onnxruntime in f32, or on its own backends without onnxruntime."""
+    """Open the original pipeline in the working directory for recording, on onnxruntime in float32.
+
+    If onnxruntime is not installed, the pipeline runs on the backends that its manifest names.
+    """
     original = original_manifest(directory)
     components = f32_components(directory) if find_spec("onnxruntime") else original.components
     return RecordingPipeline(

@@ -16,14 +16,14 @@ from stillhouse.measure.image_metrics import psnr, ssim
 VAE_ENCODER = "encoder"
 """Name of the VAE encoder, which has no influence on pictures that are generated from a prompt alone."""
 EXACT_SQNR = 90.0
-"""SQNR in dB of a network's outputs from which pictures are assumed to be identical, so that they are not compared. The
-relative error is then at most 3e-5, which is less than half a grey level of a picture."""
+"""Minimum SQNR in dB of a network's outputs at which its pictures are assumed to equal the baseline's, and are not
+compared. The relative error is then at most 3e-5, which is less than half a grey level of a picture."""
 SCREENING_PICTURES, FULL_PICTURES = 24, 128
 """Numbers of pictures whose correctness a program (oracle) scores: for a quick check (screening) of a pipeline with
 other sampling options, and for its acceptance."""
 _SCREENING_SLACK = 4.2
-"""Percentage points by which the score of a quick check may miss its bound. They correspond to one wrong picture of
-SCREENING_PICTURES."""
+"""Percentage points by which a score on SCREENING_PICTURES pictures may drop further than the bound allows: the share
+of one wrong picture."""
 _Z95 = 1.959964
 
 
@@ -95,7 +95,8 @@ def compare_pictures(
 def paired_score_gain(before: Sequence[bool], after: Sequence[bool]) -> tuple[float, float, float]:
     """Return how much the score (share of correct pictures) changes, with its 95 % interval: (mean, low, high).
 
-    The interval is a normal approximation for paired differences. For a single picture it is the mean minus and plus 1.
+    The interval is a normal approximation for paired differences. For a single picture, the interval is the mean minus
+    1 to the mean plus 1.
 
     Args:
         before, after: whether each picture is correct, for two ways to generate the same pictures, in the same order.
@@ -143,7 +144,8 @@ def judge_trial(trial: Trial, bounds: Bounds) -> Trial:
 
     The status is "rejected" where a bound is violated. It is "skipped" where a check is missing: for a network whose
     pictures were not compared, and for a distilled student or other sampling options where fewer than FULL_PICTURES
-    pictures were scored. Otherwise it is "accepted". Reference pipelines are returned unchanged.
+    pictures were scored. Otherwise the status is "accepted". A trial of a reference pipeline (recipe "baseline") is
+    returned unchanged.
     """
     if trial.candidate.recipe == "baseline":
         return trial

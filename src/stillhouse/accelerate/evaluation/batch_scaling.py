@@ -12,7 +12,7 @@ CPU_BATCH_SIZES = (1, 2, 4, 8)
 """Batch sizes at which candidates on a CPU are timed. Candidates on a GPU are timed at the sizes of DEFAULT_SIZES."""
 LONG_CALL_SECONDS, SATURATION_RATIO = 1.0, 0.95
 """When timing of larger batches ends: once a batch needs more than SATURATION_RATIO times the least seconds per row of
-the smaller batches. On a CPU this applies only where a call takes more than LONG_CALL_SECONDS.
+the smaller batches. On a CPU this rule applies only where a call takes more than LONG_CALL_SECONDS.
 """
 _MAX_BATCH_GAIN = 2.0
 """Assumed maximum factor by which a larger batch may improve a candidate's speed relative to the other candidates."""

@@ -16,11 +16,11 @@ def _tag(name: str) -> str:
 
 
 class Command(msgspec.Struct, Generic[Result], frozen=True, tag=_tag):
-    """A command to the process that measures a candidate. `Result` is the type of the reply where it succeeds."""
+    """A command to the process that measures a candidate. `Result` is the type of the reply to a successful command."""
 
 
 class Built(msgspec.Struct, frozen=True, tag=True):
-    """Reply to `Build`.
+    """Reply to `Build`, the command that builds a candidate's graph.
 
     Args:
         graph: path of the graph to open.
@@ -32,7 +32,7 @@ class Built(msgspec.Struct, frozen=True, tag=True):
 
 
 class Opened(msgspec.Struct, frozen=True, tag=True):
-    """Reply to `Open`.
+    """Reply to `Open`, the command that opens a network and runs it once.
 
     Args:
         seconds: seconds that opening the network took.
@@ -80,7 +80,7 @@ class Build(Command[Built], frozen=True):
 
 
 class UseGraph(Command[None], frozen=True):
-    """Use a graph that was built before in the next `Open`.
+    """Set the graph, built before, that the next `Open` command opens.
 
     Args:
         graph: path of the graph.

@@ -42,7 +42,7 @@ class CandidateProcess(WorkerProcess[Command[Any], Reply]):
         )
 
     def start(self) -> None:
-        """Write the task to a file in its folder, start the process and send the task to it.
+        """Write the task to a file in the task's folder, start the process and send the task to the process.
 
         Raises:
             CandidateError: the operating system refused to start the process.

@@ -64,8 +64,8 @@ from stillhouse.workers.channel import Channel, TransportClosed
 from stillhouse.workers.process import connect_to_parent
 
 _QUICK_OPEN_SECONDS = 3.0
-"""Maximum seconds that opening a network may take for it to be opened a second time, only to count its operations by
-precision."""
+"""A network is opened a second time, only to count its operations by precision, if opening takes at most this many
+seconds."""
 OUTPUTS_FILE, LARGE_BATCH_FILE, PICTURES_FILE = "outputs.npz", "large_batch.npz", "pictures.npz"
 
 
@@ -242,7 +242,10 @@ class CandidateWorker:
         return perf_counter() - began
 
     def _opened_sizes(self, component: Component) -> tuple[int, ...]:
-        """Return the static batch sizes that the network is opened for; empty if it takes only one size or any size."""
+        """Return the static batch sizes that the network is opened for.
+
+        The result is empty if the network is opened for one batch size only, or accepts any batch size.
+        """
         return (
             ()
             if reopens_per_batch_size(component) or "axes" in component.settings
@@ -308,8 +311,8 @@ class CandidateWorker:
     def _bind_call(self, feeds: Feeds, runner: Runner) -> Callable[[], object]:
         """Return a function that runs the network once on `feeds`, for timing.
 
-        A denoiser's inputs are moved to its device beforehand if the backend allows, because they are on this device in
-        a pipeline, too. Inputs of other networks stay in main memory.
+        A denoiser's inputs are moved to its device beforehand if the backend allows, because a pipeline keeps
+        them on this device. Inputs of other networks stay in main memory.
         """
         if self._arrays is NUMPY or not isinstance(runner, GraphRunner):
             return partial(runner, feeds)
@@ -365,7 +368,7 @@ class CandidateWorker:
 
 
 def main() -> None:
-    """Receive the task from the parent process, then answer its commands until it closes the channel."""
+    """Receive the task from the parent process, then answer its commands until the parent closes the channel."""
     channel: Channel[Reply, CandidateCommand] = connect_to_parent(CandidateCommand)
     with suppress(TransportClosed):
         start = channel.receive()

@@ -61,7 +61,7 @@ class EvaluationContext:
     """Inputs and limits that the evaluations of all candidates of one network share.
 
     Args:
-        folder: folder for a folder of measurements for each candidate.
+        folder: directory in which each candidate gets a folder for its measurements.
         root: working directory of `stillhouse accelerate`; paths in the report are relative to it.
         graph: path of the network's original graph.
         probes: file of the recorded inputs.

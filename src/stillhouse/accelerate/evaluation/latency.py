@@ -20,7 +20,8 @@ class TimingBudget:
 
     Args:
         min_rounds, max_rounds: number of rounds. Three rounds suffice where a round takes LONG_ROUND_SECONDS or more.
-        interval_width: timing ends once half the width of the speed-up's 95 % interval is at most this share of it.
+        interval_width: timing ends once half the width of the speed-up's 95 % interval is at most this share of
+            the speed-up.
         seconds: time after which no new round begins, once there were `min_rounds`.
         early_stop_ratio: timing ends once the speed-up's whole 95 % interval is below this value.
         round_seconds: planned duration of one round of calls. Short rounds are sensitive to clock resolution and
@@ -59,7 +60,8 @@ class LatencyComparison:
 def calibrate_calls(timer: Timer, seconds: float) -> int:
     """Return how many calls take the given seconds together, at least 1.
 
-    The first call warms up and is not used, except that the result is 1 if it takes more than LONG_ROUND_SECONDS.
+    The first call warms up and is not used, except that the result is 1 if this call takes more than
+    LONG_ROUND_SECONDS.
     Otherwise a second call is timed.
     """
     if timer(1) > LONG_ROUND_SECONDS:

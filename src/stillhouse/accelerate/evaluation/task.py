@@ -32,7 +32,8 @@ class CandidateTask:
         pipeline: directory of the pipeline that generates pictures; empty for a single ONNX file.
         components: networks, by name, that the pipeline uses instead of those of its manifest.
         defaults: default settings that replace those of the manifest; None: those of the manifest.
-        step_cache: graphs of the denoiser split in two depths, which feature caching needs; None: no feature caching.
+        step_cache: the two graphs that feature caching (DeepCache) needs: the whole denoiser, and its shallow layers
+            alone; None: no feature caching.
     """
 
     candidate: Candidate

@@ -52,7 +52,8 @@ class Bounds:
 class Report:
     """The result of one sweep (run of `stillhouse accelerate`).
 
-    A trial is a candidate (configuration of a network) with its measurements. Keys are those of `Candidate.key`.
+    A trial is a candidate (configuration of a network) with its measurements. A key is the text `Candidate.key`, which
+    identifies a candidate of a component (network).
 
     Args:
         source: name of the accelerated model.
@@ -107,7 +108,7 @@ class Report:
 
     @property
     def is_resumable(self) -> bool:
-        """Return whether running the sweep again would measure more: it was interrupted, or its time budget ended."""
+        """Return whether the sweep was interrupted or its time budget ended, so that another run would measure more."""
         return not self.finished or any(trial.reason == BUDGET_ENDED for trial in self.trials)
 
     def trials_of(self, component: str) -> tuple[Trial, ...]:

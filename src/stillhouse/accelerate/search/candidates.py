@@ -81,7 +81,7 @@ def _with_batch_sizes(candidate: Candidate, rows: Sequence[int]) -> Candidate:
     """Return a copy of a candidate with static shapes that is opened for the given batch sizes.
 
     A candidate with dynamic shapes is returned unchanged. If the backend can serve all sizes with a single compiled
-    engine, its settings for this are added.
+    engine, the backend's settings for such an engine are added.
     """
     if candidate.options.get("shapes") != "static":
         return candidate
@@ -167,8 +167,8 @@ def _missing_recipe_package(candidate: Candidate, backend: Backend) -> str:
 def dominated_reason(candidate: Candidate, trials: Sequence[Trial]) -> str:
     """Return why a candidate need not be measured, because its backend is too slow; empty if it should be measured.
 
-    A backend is too slow if its first timed candidate on the same device (CPU or GPU) has less than the share
-    `dominated_below` of the fastest accepted candidate's speed-up.
+    A backend is too slow if its first timed candidate on the same device (CPU or GPU) reaches less than
+    the share `dominated_below`, a property of the backend, of the fastest accepted candidate's speed-up.
 
     Args:
         candidate: the candidate to measure next.

@@ -19,8 +19,9 @@ from stillhouse.accelerate.selection.choose import best_trial
 from stillhouse.errors import StillhouseError
 
 _SQNR_MARGIN = 5.0
-"""dB by which blocks kept in float must improve the SQNR of the outputs if the pictures were too inaccurate, not the
-outputs. The search compares outputs only, because generating pictures in each of its steps would take too long."""
+"""Blocks kept in float must improve the SQNR of the outputs by this many dB where the outputs satisfied their bound,
+but the pictures did not. The search compares outputs only, because generating pictures in each of its steps would take
+too long."""
 
 
 def search_mixed_precision(

@@ -69,7 +69,7 @@ class PipelineProcesses:
     Args:
         sweep: options and report; measurements are added to the report.
         manifest: manifest of the original pipeline.
-        folder: directory for a folder of measurements of each candidate.
+        folder: directory in which each candidate gets a folder for its measurements.
         stack: kills the processes when it is closed.
     """
 
@@ -94,7 +94,8 @@ class PipelineProcesses:
             candidate: the pipeline candidate under which the process is found again.
             components: networks of the pipeline by name.
             defaults: default settings of the pipeline.
-            cache: graphs of the denoiser split in two depths, which feature caching needs; None: no feature caching.
+            cache: the two graphs that feature caching (DeepCache) needs: the whole denoiser, and its shallow layers
+                alone; None: no feature caching.
 
         Returns:
             True if the pipeline is open, False after a failure.
@@ -143,10 +144,10 @@ class PipelineProcesses:
         return True
 
     def close(self, candidate: Candidate) -> None:
-        """Kill a candidate's process if it is open, and drop stored pictures, because networks may change.
+        """Kill a candidate's process if it is open, and delete stored pictures of the chosen networks.
 
-        Pictures of BASELINE_PIPELINE and OPENVINO_PIPELINE, whose networks do not change, are kept, unless they are the
-        candidate's own.
+        Stored pictures are deleted because other networks may be chosen next. Pictures of BASELINE_PIPELINE and
+        OPENVINO_PIPELINE, whose networks do not change, are kept, unless the closed candidate is one of these two.
         """
         process = self.processes.pop(candidate.key, None)
         if process:
@@ -185,7 +186,8 @@ class PipelineProcesses:
     def evaluate(self, candidate: Candidate, count: int) -> Trial:
         """Measure a pipeline candidate next to BASELINE_PIPELINE, judge it, and add the result to the report.
 
-        Both generate pictures of the same prompts and seeds, which are compared, and are timed in the same rounds.
+        Both pipelines generate pictures of the same prompts and seeds, and are timed in the same rounds. The pictures
+        are compared.
 
         Args:
             candidate: an open candidate.
@@ -217,7 +219,7 @@ class PipelineProcesses:
     def measure_speedup(self, candidate: Candidate) -> Ratio:
         """Return the speed-up of other sampling options over the pipeline's own ones (CHOSEN_PIPELINE).
 
-        Both run on the same networks and are timed in three rounds.
+        Both sets of options run on the same networks and are timed in three rounds.
         """
         return compare_latency(self.timer(CHOSEN_PIPELINE), self.timer(candidate), _SHORT_BUDGET).ratio
 

@@ -90,7 +90,7 @@ def search_pipelines(sweep: SweepState) -> None:
 
 
 def _skip_reason(manifest: Manifest, report: Report) -> str:
-    """Return why no whole pictures are generated, because one takes too long; empty where pictures are generated."""
+    """Return a sentence that one picture takes too long for comparing whole pictures; empty if it does not."""
     best = best_trial(report.trials_of("denoiser"), "latency")
     if best is None or best.seconds is None:
         if not is_heavy(manifest):
@@ -106,14 +106,15 @@ def _skip_reason(manifest: Manifest, report: Report) -> str:
 class _PipelineSearch:
     """State of the search of sampling options.
 
-    An axis is a kind of option, such as the number of steps. A level is a setting on it, as options by name.
+    An axis is a kind of option, such as the number of steps. A level is one setting of this kind, as values by name of
+    the option.
 
     Args:
         sweep: options, clock and report of `stillhouse accelerate`; measurements are added to the report.
         manifest: manifest of the original pipeline.
         processes: the open pipelines.
         passing_levels: by axis, the levels that passed the check on few pictures.
-        secured_level: the number of steps that passed the check on many pictures; empty: none.
+        secured_level: the level of fewest steps that passed the check on many pictures; empty: none.
         can_cache: whether the chosen denoiser supports feature caching.
     """
 
@@ -125,7 +126,7 @@ class _PipelineSearch:
     can_cache: bool = False
 
     def open_baseline(self) -> bool:
-        """Open and measure the f32 pipeline that all others are compared with.
+        """Open and measure the baseline: the f32 pipeline that all other pipelines are compared with.
 
         Returns:
             True if the pipeline runs.
@@ -143,7 +144,8 @@ class _PipelineSearch:
     def open_chosen(self) -> bool:
         """Open the pipeline of the chosen networks, and return whether its pictures are accepted.
 
-        If they are not, choose again among networks of almost exact outputs, and try once more.
+        If the pictures are not accepted, choose again among the networks whose outputs are almost exact, and check the
+        pictures once more.
         """
         if self._matches_baseline():
             return True
@@ -212,7 +214,11 @@ class _PipelineSearch:
                 return
 
     def run_final(self) -> None:
-        """Time the reference pipelines, the chosen pipeline, and its best sampling options in the same rounds."""
+        """Time four pipelines in the same rounds, and update their speed-ups in the report.
+
+        The pipelines are the original on onnxruntime and on OpenVINO, and the chosen networks with the original and
+        with the best sampling options. A pipeline that is not open is left out.
+        """
         components = f32_components(self.sweep.workspace.directory).items()
         openvino_components = {name: replace(item, backend="openvino", precision="auto") for name, item in components}
         if self.sweep.seconds_left(_FINAL_SHARE) > 0 and self.processes.open(
@@ -260,7 +266,7 @@ class _PipelineSearch:
     def _note_components(self, components: Mapping[str, str]) -> None:
         """Record in the report which networks generate the pictures.
 
-        If they have changed, measurements of sampling options on the earlier networks are dropped.
+        If the networks have changed, the report loses the measurements of sampling options on the earlier networks.
 
         Args:
             components: key of the chosen candidate by network.
@@ -276,10 +282,10 @@ class _PipelineSearch:
         self.sweep.report = replace(report, trials=trials, evaluated_with=components)
 
     def _secure_fewer_steps(self) -> None:
-        """Check the numbers of steps that passed on few pictures on FULL_PICTURES pictures, fewest steps first.
+        """Check reduced numbers of steps on FULL_PICTURES pictures, fewest steps first, until one passes.
 
-        The first number that passes becomes `secured_level`, before time is spent on less certain options. Other
-        samplers are then checked with this number on few pictures.
+        Only numbers that passed on few pictures are checked. The number that passes becomes `secured_level`, before
+        time is spent on less certain options. Other samplers are then checked with this number on few pictures.
         """
         for level in self.passing_levels.get("steps", [])[::-1]:
             if self.sweep.seconds_left(_SEARCH_SHARE) > 0 and self._passes_in_full(variant_candidate(level)):
@@ -292,7 +298,7 @@ class _PipelineSearch:
     def _passes_screening(self, options: Mapping[str, str]) -> bool:
         """Return whether sampling options are faster than the pipeline's own and pass on few pictures.
 
-        They are measured unless the report already has their measurements, and the result is added to the report.
+        Options without measurements in the report are measured now, and the result is added to the report.
 
         Args:
             options: changed sampling options by name.
@@ -326,8 +332,9 @@ class _PipelineSearch:
     def _passes_in_full(self, candidate: Candidate) -> bool:
         """Return whether a candidate of other sampling options is accepted on FULL_PICTURES pictures.
 
-        Measurement stops at half of the pictures where the rest cannot save the score. Without a program (oracle) that
-        scores pictures, the verdict on few pictures stands. The result is False if too little time is left.
+        Measurement stops at half of the pictures where the other half is unlikely to raise the score enough. Without a
+        program (oracle) that scores pictures, the verdict on few pictures stands. The result is False if too little
+        time is left.
         """
         if not has_oracle(self.manifest):
             return (self.sweep.find_trial(candidate) or Trial(candidate, "failed")).status == "accepted"
@@ -342,9 +349,9 @@ class _PipelineSearch:
             return False
 
     def _seconds_needed(self, candidate: Candidate) -> float:
-        """Return the estimated seconds to generate the pictures that a comparison of FULL_PICTURES pictures lacks.
+        """Return the estimated seconds to generate the pictures that are missing to compare FULL_PICTURES pictures.
 
-        Both the candidate's and the baseline's missing pictures count.
+        Missing pictures of the candidate and of the baseline count.
         """
         seconds = 0.0
         for pipeline in (BASELINE_PIPELINE, candidate):

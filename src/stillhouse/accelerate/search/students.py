@@ -34,8 +34,8 @@ def add_students(workspace: Workspace, sources: Sequence[str]) -> tuple[str, ...
 
     Args:
         workspace: working directory of the teacher.
-        sources: names of embedded models, or pipeline directories. If a student was accelerated itself, its chosen
-            networks are used.
+        sources: names of models that this package contains, or pipeline directories. If a student was accelerated
+            itself, its chosen networks are used.
 
     Returns:
         the names of the students, in the order of `sources`.
@@ -71,13 +71,13 @@ def read_student_manifest(directory: Path, name: str) -> Manifest:
 
 
 def prefix_paths(manifest: Manifest, folder: str) -> Manifest:
-    """Return a copy of a manifest, for use in a parent directory of its own, with `folder` prepended to every path.
+    """Return a copy of a pipeline's manifest for a parent directory, with `folder` prepended to every path.
 
     The list of files in the copy is empty, because `write_manifest` fills it.
 
     Args:
         manifest: manifest with paths relative to the pipeline's directory.
-        folder: path of the pipeline's directory relative to the parent directory.
+        folder: path of the pipeline's directory, relative to the parent directory that gets the copy.
     """
 
     def below(component: Component) -> Component:
@@ -150,7 +150,7 @@ def _copy_student(source: Path, manifest: Manifest, home: Path) -> None:
 
 
 def _copy_files(folder: Path, files: Mapping[str, Path]) -> None:
-    """Create a folder with copies of files; it appears only once all files are copied.
+    """Create a folder with copies of files. The folder does not exist until all files are copied.
 
     Args:
         folder: the folder to create.

@@ -85,7 +85,7 @@ def apply_choice(directory: Path, report: Report) -> None:
 
 
 def _tuning_record(directory: Path, report: Report) -> Tuned:
-    """Return the manifest's record by which another machine checks the chosen networks, and write its files.
+    """Write files by which another machine checks the chosen networks, and return the manifest's record of these files.
 
     The record names a file with recorded inputs and reference outputs of each network, and for each network alternative
     candidates in the order of their speed, with the baseline last.
@@ -142,7 +142,10 @@ def chosen_defaults(directory: Path, report: Report) -> Defaults:
 
 
 def make_step_cache(directory: Path, components: Mapping[str, Component]) -> StepCache | None:
-    """Split the denoiser in two depths for feature caching (DeepCache), and write both graphs next to its graph.
+    """Write the two graphs that feature caching (DeepCache) needs next to the denoiser's graph, and return their paths.
+
+    One graph is the whole denoiser with its deep features as an output. The other graph has only the shallow layers,
+    and takes the deep features as an input.
 
     Args:
         directory: working directory of `stillhouse accelerate`.

@@ -97,8 +97,8 @@ def _objectives(trial: Trial) -> tuple[float, float, float]:
 def _quality(trial: Trial) -> float:
     """Return a measure of a trial's accuracy by which trials of one network or of whole pipelines are compared.
 
-    It is the lowest SQNR of the outputs in dB. For a whole pipeline it is the share of pictures that are correct, or
-    the mean PSNR in dB where no program scores the pictures.
+    The measure is the lowest SQNR of the outputs in dB. For a whole pipeline, the measure is the share of correct
+    pictures, or the mean PSNR in dB where no program scores the pictures.
     """
     if trial.candidate.component == PIPELINE and trial.pictures:
         return trial.pictures.psnr if trial.pictures.score is None else trial.pictures.score

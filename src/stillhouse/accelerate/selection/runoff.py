@@ -40,8 +40,8 @@ def select_finalists(trials: Sequence[Trial], memory_limit: int | None = None) -
 
     Args:
         trials: measurements of all candidates of a network.
-        memory_limit: bytes that the returned candidates may take together. The slowest are dropped until the limit
-            holds, but at least one is returned. None: no limit.
+        memory_limit: bytes that the returned candidates may take together. The slowest candidates are left out until
+            the others fit, but at least one is returned. None: no limit.
     """
     best = best_trial(trials, "latency")
     if best is None or best.ratio is None:
@@ -63,7 +63,7 @@ def select_finalists(trials: Sequence[Trial], memory_limit: int | None = None) -
 def run_final(
     trials: Sequence[Trial], context: EvaluationContext, baseline: BaselineRun, budget: TimingBudget = FINAL_BUDGET
 ) -> list[Trial]:
-    """Time the candidates of a network that may be the fastest side by side, and return their updated trials.
+    """Time the candidates of a network that may be the fastest again, side by side; return their updated trials.
 
     The result is empty where fewer than two candidates may be the fastest.
 
@@ -71,7 +71,7 @@ def run_final(
         trials: measurements of all candidates of the network.
         context: inputs and limits of the processes.
         baseline: the open baseline that speed-ups refer to.
-        budget: limits on rounds and time of all finals together.
+        budget: limits on rounds and time of all side-by-side timings together.
     """
     memory_limit = None if context.memory_limit is None else context.memory_limit - baseline.process.memory_bytes
     start = monotonic()
@@ -84,7 +84,9 @@ def run_final(
 
 
 def repeat_finals(trials: Sequence[Trial], compare: CompareFunction, memory_limit: int | None = None) -> list[Trial]:
-    """Time the candidates that may be the fastest side by side (a final), until the fastest one has been in a final.
+    """Run finals until the fastest candidate has been in one; a final times candidates again, side by side.
+
+    The candidates of a final are those that may be the fastest by their timings so far.
 
     The fastest of many short timings is overestimated (winner's curse) and may be slower in its final. The candidate
     that is the fastest then gets a final too. There are at most _MAX_FINALS finals.

@@ -173,5 +173,6 @@ SPREADSHEET_COLUMNS = (
         "chosen", "@", "yes for the chosen candidate of its component", lambda row: "yes" if row.chosen else None
     ),
 )
-"""Columns of the spreadsheet, in order, after the first one. Those after `mae` do not exist in Auto-Acceleration's.
+"""Columns of the spreadsheet, in order, after the first one. Columns after `mae` do not exist in the spreadsheet of
+Auto-Acceleration.
 """

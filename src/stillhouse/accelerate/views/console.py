@@ -158,7 +158,7 @@ def _build_reasons_table(not_accepted: Sequence[ReportRow]) -> "Table":
 
 
 def _text(text: str, style: str = "") -> "Text":
-    """Return text for the package rich, marked as free of markup, so that brackets are printed as they are."""
+    """Return a text in a style of the package rich, in which brackets are printed as they are, not read as markup."""
     from rich.text import Text
 
     return Text(text, style)

@@ -28,7 +28,7 @@ GOAL_PHRASES: dict[Goal, str] = {
 
 
 def summary_component(report: Report) -> str | None:
-    """Return the name of the component that the headline is about: "pipeline", or the only timed network.
+    """Return the name of the component that the summary's headline is about: "pipeline", or the only timed network.
 
     The result is None where several networks were timed, but no whole pipeline, or where nothing was timed.
     """
@@ -52,8 +52,8 @@ def headline(report: Report) -> str:
 def summary_sentences(report: Report) -> tuple[str, ...]:
     """Return the sentences of a report that follow the headline; sentences without content are left out.
 
-    They are about the accuracy and the reason of the choice, the chosen networks, the fastest rejected candidate, and
-    an interruption.
+    The sentences are about the accuracy and the reason of the choice, the chosen networks, the fastest rejected
+    candidate, and an interruption.
     """
     component = summary_component(report)
     chosen = baseline_and_chosen(report, component)[1] if component else None
@@ -165,7 +165,7 @@ def _format_gain(goal: Goal, baseline: ReportRow | None, chosen: ReportRow) -> s
     """Return the gain of a chosen candidate over the baseline as text in parentheses, after a space.
 
     For the goals throughput and cost the text is like ` (2.30x the samples a second at batch size 8)`, for other goals
-    like ` (2.30x)`, the speed-up. It is empty for the baseline itself.
+    like ` (2.30x)`, the speed-up. The text is empty for the baseline itself.
     """
     if chosen.baseline:
         return ""
@@ -176,7 +176,7 @@ def _format_gain(goal: Goal, baseline: ReportRow | None, chosen: ReportRow) -> s
 
 
 def _describe_evaluated_with(report: Report) -> str:
-    """Return a sentence that names the networks with which whole pictures were measured, where other ones were chosen.
+    """Return a sentence that names the networks with which whole pictures were measured, if other networks were chosen.
 
     The sentence is empty if the measured networks are the chosen ones.
     """

@@ -121,7 +121,7 @@ async def wait_for_outputs(request: ApiRequest, handles: Sequence[RequestHandle]
 def handle_disconnect(service: Service, handles: Sequence[RequestHandle]) -> None:
     """Apply the setting `on_disconnect` to the requests of a disconnected client.
 
-    "cancel" cancels the requests. "finish" starts tasks that store their images once they are finished.
+    "cancel" cancels the requests. "finish" starts a task for each request, which stores the image once it is finished.
     """
     for handle in handles:
         if service.settings.on_disconnect == "cancel":
@@ -212,7 +212,7 @@ async def decode_image(request: ApiRequest, content: bytes) -> Picture:
 
 
 async def decode_mask(request: ApiRequest, content: bytes) -> NDArray[np.uint8]:
-    """Decode an uploaded mask file in a thread, and return it as [height, width], in which 255 means to repaint.
+    """Decode an uploaded mask file in a thread, and return it as uint8 [height, width], in which 255 means to repaint.
 
     Transparent pixels of the file are to be repainted; in a file without transparency, the bright pixels are.
 

@@ -365,7 +365,7 @@ def _image_fields(handle: RequestHandle, image_format: str) -> dict[str, Any]:
 def _usage(handles: Sequence[RequestHandle]) -> dict[str, Any]:
     """Return the field `usage` of OpenAI's responses.
 
-    It counts pixels times network evaluations as output tokens, because diffusion models have no image tokens.
+    The field counts pixels times network evaluations as output tokens, because diffusion models have no image tokens.
     """
     total = sum(handle.job.batch_key.pixels * len(handle.job.step_plan.rows) for handle in handles)
     input_details = {"image_tokens": 0, "text_tokens": 0}

@@ -31,7 +31,7 @@ ASSET_MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/java
 """Media types of the studio's files by file name suffix; files with other suffixes are not served."""
 REPORT = "report.html"
 EXAMPLES = 24
-"""Number of example prompts that the page offers for each embedded model."""
+"""Number of example prompts that the page offers for each embedded model (one that this package contains)."""
 
 _SELF = "base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
 PAGE_POLICY = f"default-src 'self'; img-src 'self' blob: data:; object-src 'none'; {_SELF}"
@@ -184,7 +184,7 @@ def _model_facts(service: Service, client: Client) -> dict[str, Any]:
 
 
 def _examples(manifest: Manifest) -> tuple[str, ...]:
-    """Return prompts like those of the model's training data; empty if the model is not an embedded one."""
+    """Return prompts like those of the model's training data; empty for a model that this package does not contain."""
     return tuple(_shapes_captions()) if manifest.name.partition("-")[0] == "shapes" else ()
 
 

@@ -191,7 +191,9 @@ def measure_latency_curve(
 
 
 def _median_seconds(calls: int, call: Callable[[Any], object], make_argument: Callable[[], Any]) -> float:
-    """Return the median seconds of `calls` calls after a warm-up call; only one call is timed if it is slow.
+    """Return the median seconds of `calls` calls after a warm-up call.
+
+    If the first timed call takes more than SLOW_CALL_SECONDS, its seconds are returned, and no other call is timed.
 
     Each call takes a new result of `make_argument`, whose time does not count.
     """

@@ -70,7 +70,7 @@ class StepPlan:
         object.__setattr__(self, "_remaining", tuple(remaining[::-1]))
 
     def remaining(self, index: int) -> Mapping[int, int]:
-        """Return how many evaluations from `index` on take 1 row, 2 rows and so on: their number, by number of rows."""
+        """Return how many evaluations from `index` (from 0) on take each number of batch rows, by number of rows."""
         return self._remaining[index]
 
 
@@ -85,7 +85,8 @@ class Job:
         batch_key: equal for jobs that may share a batch.
         step_plan: number of batch rows of each evaluation.
         resolved: the image request with its sampling plan.
-        expires: time on the engine's clock after which a job that has not started is dropped.
+        expires: time on the engine's clock after which a job that has not started is removed, with the result
+            "expired".
         arrived: time of arrival on the engine's clock.
         isolated_seconds: predicted latency without other jobs.
         tag: start tag of fair queueing between API keys, in seconds of work; see `FairQueue`.
@@ -122,7 +123,7 @@ class Job:
 
     @property
     def request(self) -> ImageRequest:
-        """The request, with every default filled in."""
+        """Return the image request with every default filled in."""
         return self.resolved.request
 
     @property

@@ -65,7 +65,9 @@ class PreviewImage(msgspec.Struct, frozen=True, tag=True):
 
 
 def failed_output(request_id: str, error: Exception, action: str = "inference") -> RequestOutput:
-    """Return the result of a request that failed with an error. A StillhouseError loses its traceback and its causes.
+    """Return the result of a request that failed with an error.
+
+    A StillhouseError is changed in place: the references to its traceback and causes are removed, to free memory.
 
     Args:
         request_id: id of the request.

@@ -92,7 +92,7 @@ class AdmissionLimits:
     def allowed_seconds(self, job: Job) -> float:
         """Return the largest predicted latency in seconds with which a job is admitted.
 
-        It is never less than the job's isolated latency (the latency without other jobs).
+        The result is never less than the job's isolated latency (the latency without other jobs).
         """
         return max(job.isolated_seconds, self.max_lateness * job.latency_target - self.margin * job.isolated_seconds)
 

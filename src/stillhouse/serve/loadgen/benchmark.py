@@ -28,14 +28,18 @@ class LoadTest:
     Args:
         url: URL of the server.
         classes: classes of requests; their shares sum to 1.
-        protocol: protocol of the server.
+        protocol: name of the protocol that the server offers: openai or kserve.
         keys: API keys, assigned in turn to the simulated clients; empty sends none. The flood has a client of its own.
         load: seconds of work that arrive per second. A request counts with its isolated latency (latency without other
             requests). Ignored if `rate` is set.
         rate: requests per second; None derives the rate from `load`.
-        count, seconds, burst, clients, seed: as in `load_plan.LoadPlan`.
+        count: largest number of requests; None: no limit.
+        seconds: time in seconds after which no request is sent; None: no limit, but then `count` is required.
+        burst: number of requests that arrive at one time.
+        clients: number of simulated clients.
+        seed: seed of the random arrival times.
         flood: additional requests that are all sent at one time; None sends none.
-        prompts: prompts, used in turn; empty uses captions of the embedded model's training data.
+        prompts: prompts, used in turn; empty: captions like those that the package's own model was trained on.
         slo: latency target as a multiple of the isolated latency.
         timeout: timeout of a request in seconds.
 
@@ -121,8 +125,8 @@ def report_load_tests(test: LoadTest, results: Sequence[LoadTestResult]) -> Load
 
     Args:
         test: parameters that the load tests shared.
-        results: raw results in the order of the tests. The rate, the load and the isolated latencies of the first are
-            reported.
+        results: raw results in the order of the tests. The rate, the load and the isolated latencies of the first test
+            are reported.
     """
     request_results: list[RequestResult] = []
     start = 0.0

@@ -35,7 +35,7 @@ async def measure_isolated_latency(
     Args:
         classes: classes of requests.
         server: server to which the requests are sent.
-        prompts: prompts, used in turn; empty uses captions of the embedded model's training data.
+        prompts: prompts, used in turn; empty: captions like those that the package's own model was trained on.
         runs: measured requests per class; fewer if they take longer than `MAX_SECONDS`.
         clock: returns the current time in seconds.
         on_progress: called with a description, the number of completed rounds and the number of all rounds.

@@ -27,7 +27,7 @@ class ScheduledRequest:
         time: time of sending in seconds from the start of the load test.
         request_class: class of the request, which sets all fields except the prompt.
         client: number of the simulated client, from 0. A flood (additional requests at one time) has the number after
-            the last.
+            that of the last simulated client.
         prompt: prompt of the request.
         report_row: name of the row of the report in which the request is counted.
     """
@@ -102,7 +102,7 @@ def schedule_requests(
         isolated_seconds: isolated latency (latency without other requests) in seconds, by class name.
         load_plan: parameters of the random arrivals.
         flood: additional requests that are all sent at one time; None sends none.
-        prompts: prompts, used in turn; empty uses captions of the embedded model's training data.
+        prompts: prompts, used in turn; empty: captions like those that the package's own model was trained on.
 
     Raises:
         InvalidRequest: the shares do not sum to 1.

@@ -135,7 +135,9 @@ def make_load_report(
 
     Args:
         results: results of all requests, in any order.
-        url, protocol, rate, load, isolated_seconds: as in `LoadReport`.
+        url, protocol: URL of the server, and name of its protocol.
+        rate, load: planned requests per second, and planned seconds of work per second.
+        isolated_seconds: isolated latency (latency without other requests) in seconds, by class name.
         slo: latency target as a multiple of the isolated latency.
         cpu_seconds: CPU time in seconds that the load generator used for sending.
     """

@@ -103,7 +103,7 @@ class JobStore:
         return stored
 
     def finish(self, job_id: str, state: JobState, content: bytes = b"", error: str = "", result: Any = None) -> bool:
-        """Store the end of a queued job and delete its input images. Return False if there is no such job.
+        """Store the end of a queued job and delete its input images. Return False if no queued job has this id.
 
         Args:
             job_id: id of the job.

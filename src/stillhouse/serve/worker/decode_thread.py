@@ -46,16 +46,17 @@ class DecodeThread:
         self._thread.start()
 
     def submit(self, job: Job, pipeline: Pipeline) -> None:
-        """Queue a job's image for decoding after its last evaluation, and drop its preview if one is still queued."""
+        """Queue a job's image for decoding after its last evaluation, and remove the job's preview from the queue."""
         with self._work:
             self._previews.pop(job.id, None)
             self._images.append(partial(_decode_final, job, pipeline, self.clock))
             self._work.notify()
 
     def submit_preview(self, job: Job, pipeline: Pipeline) -> None:
-        """Queue a job's current estimate of the clean latents as a preview, in place of its preview that still waits.
+        """Queue a job's current estimate of the clean latents, to be decoded to a preview.
 
-        The latents are copied to host memory before the return.
+        An earlier preview of the job that is still in the queue is replaced. The latents are copied to host memory
+        before the return.
         """
         trajectory = trajectory_of(job)
         assert trajectory.denoised is not None
@@ -109,7 +110,10 @@ def _decode_final(job: Job, pipeline: Pipeline, clock: Callable[[], float]) -> R
 
 
 def _decode_preview(job_id: str, index: int, pipeline: Pipeline, latents: Array) -> PreviewImage:
-    """Decode latents to a preview. Where decoding fails, the preview is empty: the final image reports the error."""
+    """Decode latents to a preview.
+
+    Where decoding fails, the preview is empty, because decoding the final image will report the error.
+    """
     try:
         return PreviewImage(job_id, index, encode_image(pipeline.decode(latents), "webp", quality=PREVIEW_QUALITY))
     except Exception:

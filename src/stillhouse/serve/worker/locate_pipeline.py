@@ -14,7 +14,7 @@ class PipelineReference(msgspec.Struct, frozen=True):
 
     Args:
         id: name and checksum of the pipeline, `NAME@CHECKSUM`; see `pipeline_id`.
-        location: name of an embedded model, or a directory on the worker's host.
+        location: name of a model that this package contains, or a directory on the worker's host.
     """
 
     id: str

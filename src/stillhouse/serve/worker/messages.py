@@ -23,7 +23,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, tag=True):
         pipelines: the pipelines to serve, by the name that `Submit` and batch keys use.
         policy: name of the scheduling policy, a key of `policy.POLICIES`.
         memory: bytes of memory that the process may use before it unloads pipelines.
-        backend, precision, threads: as in `stillhouse.load`.
+        backend, precision, threads: backend of every network, compute precision of the denoiser, and maximum number of
+            threads of each network; None: as in the pipeline's manifest.
         cache: directory of compiled networks on the worker's host; None: the default of each backend.
         curves: measured latencies by batch key; empty: the worker measures them.
         device: the only GPU that the worker sees, as in CUDA_VISIBLE_DEVICES; None: all GPUs.

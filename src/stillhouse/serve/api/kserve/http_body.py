@@ -17,7 +17,8 @@ _CODES = {"UINT8": "u1", "INT64": "<i8"}
 class RequestInput(msgspec.Struct, forbid_unknown_fields=True):
     """An input tensor in the JSON of an inference request.
 
-    Its elements are in `data`, or follow the JSON as bytes; the parameter `binary_data_size` then says how many.
+    The elements are in `data`, or follow the JSON as bytes. In the latter case, the parameter `binary_data_size` says
+    how many bytes belong to the tensor.
     """
 
     name: str
@@ -28,7 +29,7 @@ class RequestInput(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class RequestedOutput(msgspec.Struct, forbid_unknown_fields=True):
-    """An output tensor that the client requests; its parameter `binary_data` says whether it is sent as bytes."""
+    """An output tensor that the client requests. The parameter `binary_data` asks for bytes instead of JSON."""
 
     name: str
     parameters: dict[str, Any] = {}

@@ -155,8 +155,8 @@ def check_outputs(names: Sequence[str]) -> None:
 def response_parameters(handle: RequestHandle, output: RequestOutput) -> dict[str, str | float]:
     """Return the parameters of an inference response, which describe how the image was generated.
 
-    They are the request id, the times in the queue and in denoising in milliseconds, the mean number of other images in
-    the same batches, and the model that replaced the requested one, if any.
+    The parameters are the request id, the times in the queue and in denoising in milliseconds, the mean number of other
+    images in the same batches, and the model that replaced the requested one, if any.
     """
     parameters: dict[str, str | float] = {
         "request_id": handle.id,

@@ -188,8 +188,8 @@ def _text(spec: ModelTensor, element: object) -> str:
 def _number(spec: ModelTensor, element: object) -> int | float:
     """Check the element of a numeric input. Return an integer unchanged, and an FP32 as its shortest decimal number.
 
-    A client that means 7.3 can only send the nearest FP32. This is read as 7.3, so that it gives the same image as 7.3
-    in JSON.
+    A client that means 7.3 can only send the nearest FP32. That number is read as 7.3, so that it gives the same image
+    as 7.3 in JSON.
 
     Raises:
         InvalidRequest: the element is not a number of the input's datatype.
