@@ -25,7 +25,7 @@ from stillhouse.pipelines.manifest import TRIALS
 
 RECHECK_FOLDER = "rechecked"
 TIMING_BUDGET = TimingBudget(min_rounds=8, max_rounds=30, seconds=10.0)
-"""Limits of the comparison of one network with its baseline."""
+"""Limits on rounds and seconds of the timing of one network next to its f32 baseline."""
 PIPELINE_ROUNDS = 10
 """How often the whole pipeline and the f32 baseline pipeline are timed, in turns."""
 
@@ -48,7 +48,7 @@ class RegressionResult:
 
 
 def check_regression(directory: Path, report: Report, threads: int | None = None) -> Iterator[RegressionResult]:
-    """Measure what a sweep chose again: each network next to its f32 baseline, then the whole pipeline.
+    """Measure again what a sweep chose: each network next to its f32 baseline, then the whole pipeline.
 
     Networks run on the inputs that the sweep recorded. If the sweep chose a distilled student, only the whole pipeline
     is measured.

@@ -1,4 +1,7 @@
-"""The report that a sweep starts from: valid measurements of an earlier run in the directory, or an empty report."""
+"""The report that a sweep (run of `stillhouse accelerate`) starts from.
+
+The report has the still valid measurements of an earlier run in the same directory, or is empty.
+"""
 
 import os
 import warnings

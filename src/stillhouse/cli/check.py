@@ -19,7 +19,7 @@ def declare(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    """Measure what `stillhouse accelerate` chose again, and print a line for each network and for the whole pipeline.
+    """Measure again what `stillhouse accelerate` chose, and print a line for each network and for the whole pipeline.
 
     Returns:
         the exit code: 1 if anything is slower than in the report or violates a bound, else 0.

@@ -64,7 +64,7 @@ def run(arguments: Namespace) -> int:
 
 
 def _generate(name: str, arguments: Namespace) -> tuple[list[Picture], str]:
-    """Generate an image of each prompt with a model.
+    """Generate an image of each of the twelve prompts with a model.
 
     Args:
         name: name of the model, one that this package contains.

@@ -100,7 +100,8 @@ class Dispatcher:
         """Check a request without submitting it. A request that exceeds the daily quota of its key is invalid.
 
         Raises:
-            InvalidRequest, NotAllowed: as in `submit`.
+            InvalidRequest: the pipeline cannot run the request, or the request exceeds a limit.
+            NotAllowed: the client may not use the tier.
         """
         tier = self._resolve_tier(request)
         amount = _pixel_steps(self._make_job(request, tier, tier))
@@ -117,7 +118,7 @@ class Dispatcher:
         If one request is rejected, none is submitted. All requests must be of one client.
 
         Raises:
-            StillhouseError: as in `submit`.
+            StillhouseError: a request is invalid or not allowed, or the server cannot take all requests now.
         """
         tiers = [self._resolve_tier(request) for request in requests]
         pairs = list(zip(requests, tiers, strict=True))
@@ -311,7 +312,7 @@ class Dispatcher:
     def _admit_or_degrade(
         self, request: GenerationRequest, tier: str, job: Job, worker: WorkerHandle
     ) -> tuple[str, Job]:
-        """Return the name of the first tier that can finish a request in time, and the request's job for this tier.
+        """Return the name of the first tier (model) that can finish a request in time, and the job for this tier.
 
         The requested tier is tried first. If it would finish too late, the tiers of its setting `degrade` are tried.
 

@@ -84,7 +84,8 @@ class JobQueue:
             image_format: image format of the result.
 
         Raises:
-            InvalidRequest, NotAllowed: as in `Dispatcher.validate`.
+            InvalidRequest: the pipeline cannot run the request, or the request exceeds a limit.
+            NotAllowed: the client may not use the tier.
             Refused: too many jobs are queued, or the store cannot be written.
         """
         self.dispatcher.validate(GenerationRequest(request, client, tier))

@@ -89,8 +89,9 @@ class ServerSettings:
         max_queue: largest number of unfinished requests of a worker, running ones included.
         memory: memory that a worker process with its loaded pipelines may use, for example "8GiB". Above this limit,
             the least recently used pipeline is unloaded first.
-        backend, precision, threads: backend of every network, compute precision of the denoiser, and maximum number of
-            threads of each network; None: as in the pipeline's manifest.
+        backend: backend of every network; None uses the backends of the pipeline's manifest.
+        precision: compute precision of the denoiser; None uses the precision of the pipeline's manifest.
+        threads: maximum number of threads of each network; None uses the value of the pipeline's manifest.
         devices: GPUs as in CUDA_VISIBLE_DEVICES, one worker each. Empty starts one worker that sees all devices.
         max_body: largest size of a request body, for example "32MiB".
         max_pixels: largest number of pixels of one image.

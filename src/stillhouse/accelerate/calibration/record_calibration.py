@@ -113,7 +113,8 @@ def main() -> None:
 def _open_recorder(directory: Path, threads: int | None) -> RecordingPipeline:
     """Open the original pipeline in the working directory for recording, on onnxruntime in float32.
 
-    If onnxruntime is not installed, the pipeline runs on the backends that its manifest names.
+    If onnxruntime is not installed, the pipeline runs on the backends that its manifest names. `threads` is the maximum
+    number of threads of each network; None: the backend's default.
     """
     original = original_manifest(directory)
     components = f32_components(directory) if find_spec("onnxruntime") else original.components

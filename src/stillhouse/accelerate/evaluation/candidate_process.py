@@ -20,7 +20,8 @@ class CandidateProcess(WorkerProcess[Command[Any], Reply]):
     """The process that measures one candidate (backend, precision and options of a network or pipeline).
 
     Args:
-        task: the candidate and its inputs. `start` writes the task into its folder, beside the log of the process.
+        task: the candidate and its inputs. `start` writes the task into the task's folder, beside the log of the
+            process.
         memory_limit: bytes of memory above which the process is killed; None: no limit.
         other_processes: other processes whose memory counts towards the limit.
 

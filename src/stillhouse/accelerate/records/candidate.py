@@ -17,7 +17,7 @@ DISTILLED = "distilled"
 """Recipe name of candidates that take a distilled student's networks: its decoder only, or the whole pipeline."""
 
 BATCH_DEPENDENT = "its quantization scale spans the batch, so a picture would depend on the other pictures in the batch"
-"""Reason for rejecting a quantized network of a pipeline whose output for one picture depends on the rest of the batch.
+"""Reason that the report gives for rejecting a pipeline's quantized network that computes one scale for a whole batch.
 """
 _OTHER_RECIPES = ("f32", DISTILLED, "sampling", "baseline")
 """Recipe names of candidates that open an existing graph, so that no graph is built."""

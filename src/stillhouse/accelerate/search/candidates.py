@@ -167,8 +167,8 @@ def _missing_recipe_package(candidate: Candidate, backend: Backend) -> str:
 def dominated_reason(candidate: Candidate, trials: Sequence[Trial]) -> str:
     """Return why a candidate need not be measured, because its backend is too slow; empty if it should be measured.
 
-    A backend is too slow if its first timed candidate on the same device (CPU or GPU) reaches less than
-    the share `dominated_below`, a property of the backend, of the fastest accepted candidate's speed-up.
+    A backend is too slow if the speed-up of its first timed candidate on the same device (CPU or GPU) is less than
+    `dominated_below` (a constant of the backend) times the speed-up of the fastest accepted candidate.
 
     Args:
         candidate: the candidate to measure next.

@@ -29,8 +29,8 @@ def search_mixed_precision(
 ) -> Iterator[Trial]:
     """Measure inaccurate quantized candidates again with some blocks of the network kept in float.
 
-    This is done for a quantized candidate that was rejected as inaccurate and may be faster than the best accepted
-    candidate, once for each recipe (kind of quantization).
+    A quantized candidate is measured again if it was rejected as inaccurate and may be faster than the best accepted
+    candidate, but only one candidate of each recipe (kind of quantization).
 
     Args:
         trials: measurements of all candidates of the network.
@@ -87,7 +87,7 @@ def _find_nodes_to_keep(
 
     Args:
         candidate: the inaccurate candidate.
-        trial: its measurements.
+        trial: measurements of the inaccurate candidate.
         context: inputs and limits of the evaluation.
         baseline: the open f32 baseline.
         seconds_left: returns the seconds left for the search.

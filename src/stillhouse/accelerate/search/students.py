@@ -166,7 +166,7 @@ def _copy_files(folder: Path, files: Mapping[str, Path]) -> None:
 def _decoder_checksums(manifest: Manifest, directory: Path) -> Mapping[str, str]:
     """Return the SHA-256 of each weight file of a pipeline's decoder, by file name.
 
-    Decoders of equal checksums are equal.
+    Decoders of equal checksums are equal. `directory` is the pipeline's directory.
     """
     graph = directory / manifest.components[DECODER].graph
     names = [(graph.parent / file).relative_to(directory).as_posix() for file in read_signature(graph).external]

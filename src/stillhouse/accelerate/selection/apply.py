@@ -121,9 +121,9 @@ def _write_verify_file(path: Path, probes: Path, outputs: Path) -> None:
 
 
 def chosen_components(directory: Path, report: Report) -> dict[str, Component]:
-    """Return the networks of the pipeline by name, as manifest components.
+    """Return the chosen networks of a working directory's pipeline by name, as manifest components.
 
-    A network for which the report has no choice is the original one.
+    Where the report chooses no candidate for a network, the original network is returned.
     """
     components = original_components(directory)
     for name, component in components.items():
@@ -134,7 +134,7 @@ def chosen_components(directory: Path, report: Report) -> dict[str, Component]:
 
 
 def chosen_defaults(directory: Path, report: Report) -> Defaults:
-    """Return the pipeline's original default settings, with the tile size of the chosen decoder if it has one."""
+    """Return the default settings of a working directory's original pipeline, with the chosen decoder's tile size."""
     defaults = original_manifest(directory).defaults
     decoder = report.chosen.get(DECODER)
     tile = report.trial(DECODER, decoder).candidate.options.get("tile") if decoder else None
@@ -142,7 +142,7 @@ def chosen_defaults(directory: Path, report: Report) -> Defaults:
 
 
 def make_step_cache(directory: Path, components: Mapping[str, Component]) -> StepCache | None:
-    """Write the two graphs that feature caching (DeepCache) needs next to the denoiser's graph, and return their paths.
+    """Split the denoiser into two graphs for feature caching (DeepCache), and write both beside the denoiser's graph.
 
     One graph is the whole denoiser with its deep features as an output. The other graph has only the shallow layers,
     and takes the deep features as an input.
@@ -165,7 +165,9 @@ def make_step_cache(directory: Path, components: Mapping[str, Component]) -> Ste
 
 
 def remove_leftovers(directory: Path, report: Report) -> None:
-    """Remove files that were needed only for measuring: pictures and outputs of candidates, and graphs never timed.
+    """Remove files of a working directory that were needed only for measuring.
+
+    These files are pictures and outputs of candidates, and graphs that were never timed.
 
     Graphs of measured candidates are kept, because `stillhouse choose` may choose one of them later. Outputs of the
     baseline are kept, too, and also its pictures if `stillhouse accelerate` was interrupted and can be resumed.

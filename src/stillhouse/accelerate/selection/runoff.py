@@ -1,6 +1,7 @@
 """The runoff: time the fastest candidates again, side by side, to decide which is the fastest.
 
-Their earlier speed-ups have overlapping 95 % intervals. One such timing is called a final, its candidates finalists.
+The earlier speed-ups of these candidates have overlapping 95 % intervals. One side-by-side timing is called a final,
+its candidates finalists.
 """
 
 import math
@@ -22,7 +23,8 @@ _MAX_FINALS = 3
 BASELINE_KEY = ""
 """Key of the baseline in mappings of timings; other keys are those of candidates."""
 _SLOW_OPEN_SECONDS = 5.0
-"""Seconds of opening a network above which each finalist is opened only once, not `TimingBudget.openings` times."""
+"""If opening and first calling a candidate's network takes more than these seconds, all candidates of a side-by-side
+timing are opened only once, not `TimingBudget.openings` times."""
 _MIN_ROUNDS = 3
 """Minimum number of timing rounds, even if the time budget has ended."""
 

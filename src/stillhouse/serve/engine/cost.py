@@ -17,7 +17,7 @@ MAX_OUTLIER_RATIO = 4.0
 """Largest factor between a new measurement of a slowdown and its average; a larger factor is clipped as an outlier."""
 MAX_CURVES = 256
 """Largest number of latency curves (one for each pipeline and image size) that a `CostModel` keeps. Curves that were
-not measured are dropped first, beginning with the oldest."""
+not measured are removed first, beginning with the oldest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class LatencyCurve:
         object.__setattr__(self, "saturation_rows", min(candidates))
 
     def step_seconds(self, rows: int) -> float:
-        """Return the seconds of one evaluation of a batch with this number of rows, which need not be measured."""
+        """Return the seconds of one evaluation of a batch of `rows` rows, estimated if the number was not measured."""
         if rows in self.seconds:
             return self.seconds[rows]
         sizes = sorted(self.seconds)
@@ -122,15 +122,15 @@ class CostModel:
     slowdowns: Mapping[BatchKey, float] = field(default_factory=dict)
 
     def step_seconds(self, batch_key: BatchKey, rows: int) -> float:
-        """Return the seconds that one evaluation of a batch with this key and number of rows takes at present."""
+        """Return the present seconds of one evaluation of a batch of `rows` rows with this batch key."""
         return self._curve(batch_key).step_seconds(rows) * self._slowdown(batch_key)
 
     def saturation_rows(self, batch_key: BatchKey) -> int:
-        """Return the number of rows above which batches with this key gain almost no throughput."""
+        """Return the number of rows above which batches with this batch key gain almost no throughput."""
         return self._curve(batch_key).saturation_rows
 
     def is_bucketed(self, batch_key: BatchKey) -> bool:
-        """Return whether batches with this key are padded to the measured numbers of rows."""
+        """Return whether batches of a batch key (pipeline and image size) are padded to measured numbers of rows."""
         return self._curve(batch_key).is_bucketed
 
     def isolated_seconds(self, batch_key: BatchKey, step_plan: StepPlan) -> float:
@@ -206,7 +206,7 @@ class CostModel:
 def _retained_keys(keys: Iterable[BatchKey]) -> set[BatchKey]:
     """Return the batch keys whose latency curves are kept, out of all keys in order of their addition.
 
-    These are the first key of each pipeline, whose curve was measured, and the last `MAX_CURVES` / 2 keys.
+    The result is the first key of each pipeline, whose curve was measured, and the last `MAX_CURVES` / 2 keys.
     """
     first: dict[str, BatchKey] = {}
     for key in keys:

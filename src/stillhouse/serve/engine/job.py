@@ -159,11 +159,21 @@ class Job:
 
 
 def make_batch_key(pipeline: str, resolved: Resolved) -> BatchKey:
-    """Return the batch key of a resolved request for the pipeline with this name."""
+    """Return the batch key of a request: pipeline, image size and padded text length.
+
+    Args:
+        pipeline: name of the pipeline.
+        resolved: the request with all defaults filled in.
+    """
     width, height, *extra = resolved.batch_key
     return BatchKey(pipeline, width, height, tuple(extra))
 
 
 def plan_steps(manifest: Manifest, resolved: Resolved) -> StepPlan:
-    """Return the step plan of a resolved request: batch rows of each evaluation, and number of images to encode."""
+    """Return the step plan of a request: batch rows of each evaluation, and number of images to encode.
+
+    Args:
+        manifest: manifest of the pipeline.
+        resolved: the request with all defaults filled in.
+    """
     return StepPlan(resolved.plan.rows, encoded_image_count(manifest, resolved.request))

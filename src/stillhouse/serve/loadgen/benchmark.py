@@ -115,7 +115,8 @@ def run_load_test(test: LoadTest, on_progress: ProgressCallback = lambda what, d
     """Run a load test and return its raw results, so that `report_load_tests` can combine those of several tests.
 
     Raises:
-        StillhouseError, InvalidRequest: as in `run_benchmark`.
+        StillhouseError: the server does not answer, or does not conform to the protocol.
+        InvalidRequest: the server rejects the requests.
     """
     return _run_in_uvloop(_load_server(test, on_progress))
 
@@ -151,7 +152,13 @@ async def benchmark_server(
 ) -> LoadReport:
     """Run a load test in the running event loop, and return the report of its results.
 
-    Arguments and errors are those of `run_benchmark`, which starts an event loop of its own.
+    Args:
+        test: parameters of the test.
+        on_progress: called with a description, the completed amount and the total.
+
+    Raises:
+        StillhouseError: the server does not answer, or does not conform to the protocol.
+        InvalidRequest: the server rejects the requests, or the plan has too many of them.
     """
     return report_load_tests(test, [await _load_server(test, on_progress)])
 
@@ -180,7 +187,8 @@ def measure_isolated_at(
         runs: measured requests per class.
 
     Raises:
-        StillhouseError, InvalidRequest: as in `run_benchmark`.
+        StillhouseError: the server does not answer, or does not conform to the protocol.
+        InvalidRequest: the server rejects the requests.
     """
 
     async def measure() -> dict[str, float]:

@@ -27,7 +27,9 @@ async def measure_isolated_latency(
     clock: Callable[[], float] = perf_counter,
     on_progress: ProgressCallback = lambda what, done, total: None,
 ) -> dict[str, float]:
-    """Return the median isolated latency of each class in seconds, by class name.
+    """Return the isolated latency of each class of requests, in seconds by class name.
+
+    The isolated latency is the median latency of requests that are sent without other requests.
 
     Requests are sent one at a time, in rounds of one request of each class. The first round is a warm-up and not
     counted. A class that sets `isolated_seconds` is not measured; its own value is returned.

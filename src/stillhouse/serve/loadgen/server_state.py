@@ -68,7 +68,7 @@ async def open_target(
 
 
 def check_reachable(endpoint: Endpoint, response: HttpResponse) -> HttpResponse:
-    """Return the response unchanged if a connection to the server could be made.
+    """Return the response unchanged, after checking that a connection to the server at `endpoint` could be made.
 
     Raises:
         StillhouseError: no connection could be made.

@@ -113,6 +113,7 @@ def _decode_preview(job_id: str, index: int, pipeline: Pipeline, latents: Array)
     """Decode latents to a preview.
 
     Where decoding fails, the preview is empty, because decoding the final image will report the error.
+    `index` is the number of completed evaluations.
     """
     try:
         return PreviewImage(job_id, index, encode_image(pipeline.decode(latents), "webp", quality=PREVIEW_QUALITY))

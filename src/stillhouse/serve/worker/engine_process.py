@@ -179,7 +179,7 @@ def preview_steps(count: int, evaluations: int) -> frozenset[int]:
 
 
 def measure_curves(pipelines: PipelineCache) -> dict[BatchKey, LatencyCurve]:
-    """Measure every pipeline at its default image size, and return the latency curves by batch key."""
+    """Measure every pipeline at its default image size, and return latency curves by pipeline and image size."""
     curves = {}
     for name in pipelines:
         pipeline = pipelines[name]

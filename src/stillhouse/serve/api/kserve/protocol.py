@@ -118,7 +118,7 @@ def parse_parameters(parameters: Mapping[str, object], is_stream: bool = False) 
     """Parse the parameters of an inference request.
 
     `timeout` is in microseconds; 0 means no limit, as in Triton. A `priority` other than 0 is rejected, because each
-    model has a fixed priority.
+    model has a fixed priority. `previews` is accepted only if `is_stream` is true (the responses are streamed).
 
     Raises:
         InvalidRequest: a parameter is unknown, not supported or out of range.
