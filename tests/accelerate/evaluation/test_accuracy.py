@@ -33,7 +33,7 @@ def test_each_noise_level_has_its_own_figure() -> None:
 
 
 def test_an_answer_of_another_form_is_refused() -> None:
-    with pytest.raises(ValueError, match="outputs are other; the baseline's are out"):
+    with pytest.raises(ValueError, match="the network's outputs are other; allowed: out, the outputs of the baseline"):
         compare_probes(probes(CLEAN), probes(CLEAN, "other"))
     with pytest.raises(ValueError, match=r"shape \[999\], the baseline's has \[1000\]"):
         compare_probes(probes(CLEAN), probes(CLEAN[:, :999]))

@@ -143,10 +143,16 @@ class Generate(Command[None], frozen=True):
     requests: tuple[ImageRequest, ...]
 
 
-class TimePicture(Command[float], frozen=True):
-    """Generate one picture, and return the seconds that this took."""
+class TimePictures(Command[float], frozen=True):
+    """Generate a picture several times, and return the total seconds.
+
+    Args:
+        request: request of the picture.
+        count: number of times.
+    """
 
     request: ImageRequest
+    count: int
 
 
 CandidateCommand: TypeAlias = (
@@ -161,6 +167,6 @@ CandidateCommand: TypeAlias = (
     | TimeCalls
     | TimeBatch
     | Generate
-    | TimePicture
+    | TimePictures
 )
 Reply: TypeAlias = Built | Opened | Failure | float | int | None

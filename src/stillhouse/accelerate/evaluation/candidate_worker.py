@@ -40,7 +40,7 @@ from stillhouse.accelerate.evaluation.candidate_messages import (
     StartCandidate,
     TimeBatch,
     TimeCalls,
-    TimePicture,
+    TimePictures,
     UseGraph,
 )
 from stillhouse.accelerate.evaluation.task import CandidateTask
@@ -109,8 +109,8 @@ class CandidateWorker:
                 return self.time_batch(rows, calls)
             case Generate(requests):
                 self.generate(requests)
-            case TimePicture(request):
-                return self.time_picture(request)
+            case TimePictures(request, count):
+                return self.time_pictures(request, count)
             case StartCandidate():
                 raise ValueError("StartCandidate was sent twice; allowed only as the first command of a process")
             case _:
@@ -234,11 +234,12 @@ class CandidateWorker:
             np.savez(file, pictures=pictures, latents=np.array([read(image.latents) for image, _ in results]))
         temporary.replace(self.folder / PICTURES_FILE)
 
-    def time_picture(self, request: ImageRequest) -> float:
-        """Generate one picture, and return the seconds that this took, without the time to open the pipeline."""
+    def time_pictures(self, request: ImageRequest, count: int) -> float:
+        """Generate a picture `count` times, and return the total seconds, without the time to open the pipeline."""
         self._get_pipeline()
         began = perf_counter()
-        self._generate_one(request)
+        for _ in range(count):
+            self._generate_one(request)
         return perf_counter() - began
 
     def _opened_sizes(self, component: Component) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from stillhouse.accelerate.calibration.prompts import comparison_requests, has_oracle, held_out_captions
 from stillhouse.accelerate.evaluation.accuracy import compare_pictures, judge_trial
-from stillhouse.accelerate.evaluation.candidate_messages import Generate, TimePicture
+from stillhouse.accelerate.evaluation.candidate_messages import Generate, TimePictures
 from stillhouse.accelerate.evaluation.candidate_process import LOG_FILE, CandidateError, CandidateProcess
 from stillhouse.accelerate.evaluation.latency import TimingBudget, compare_latency
 from stillhouse.accelerate.evaluation.sample_images import CandidateSamples, read_candidate_samples, write_sample_images
@@ -226,14 +226,14 @@ class PipelineProcesses:
     def timer(self, candidate: Candidate) -> Callable[[int], float]:
         """Return a function that generates a number of pictures with a candidate, and returns their total seconds."""
         process, request = self._process(candidate), self._first_request(candidate)
-        return lambda calls: sum(process.call(TimePicture(request), timeout=self.sweep.timeout) for _ in range(calls))
+        return lambda calls: process.call(TimePictures(request, calls), timeout=self.sweep.timeout)
 
     def _start(self, process: CandidateProcess) -> None:
         candidate = process.task.candidate
         self.stack.callback(process.kill)
         process.start()
         try:
-            process.call(TimePicture(self._first_request(candidate)), timeout=self.sweep.timeout)
+            process.call(TimePictures(self._first_request(candidate), 1), timeout=self.sweep.timeout)
         except CandidateError:
             process.kill()
             raise
