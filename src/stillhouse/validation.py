@@ -26,8 +26,8 @@ def convert(kind: type[T], value: object, path: str = "$") -> T:
     """Convert a value that `json.loads` returned to an object of the type `kind`.
 
     Args:
-        kind: a dataclass, or another type that msgspec converts to. Where it asks for a float, an integer is accepted,
-            but no bool.
+        kind: a dataclass, or another type that msgspec converts to. Where the type has a float, an integer is accepted
+            too, but no bool.
         value: dict, list or scalar.
         path: where `value` lies in its document, for the error message; "$" is the whole document.
 
@@ -69,7 +69,7 @@ def read_toml(kind: type[T], path: Path, fix: str) -> T:
 
 
 def _parts(kind: Any, value: object, path: str) -> Iterator[tuple[str, Any, object]]:
-    """Yield path, type and value of each entry of a dict or list that shall become a `kind`.
+    """Yield path, type and value of each entry of `value`, a dict or list that is to be converted to the type `kind`.
 
     Raises:
         InvalidDocument: a key of the dict is no field of the dataclass `kind`.
@@ -90,7 +90,7 @@ def _parts(kind: Any, value: object, path: str) -> Iterator[tuple[str, Any, obje
 
 
 def _reason(kind: Any, value: object, error: msgspec.ValidationError) -> str:
-    """Return the end of an error message: what is wrong with a value whose entries, converted one by one, all fit."""
+    """Return the end of an error message: why a value cannot be converted, although each of its entries can."""
     if error.__cause__ is not None:
         return f" is refused: {error.__cause__}"
     if missing := re.match("Object missing required field `(.+)`", str(error)):

@@ -36,7 +36,7 @@ class CandidateContext:
     Args:
         role: role of the network in its pipeline: "denoiser", "decoder", "encoder", "text_encoder", ...; "network" for
             an ONNX file outside a pipeline.
-        cost: how much of a picture's time the network takes: most with "high", little with "low".
+        cost: the network's share of the time to generate a picture: "high" (most of the time) or "low" (little).
         status: status of this backend on this machine.
         instructions: instruction set extensions of the processor, as the system names them.
         gpus: GPUs of this machine.
@@ -145,7 +145,7 @@ class Backend:
         exclusion: returns why a configuration of `candidates` cannot run or gains nothing; "" where it may gain. Called
             only where the backend is ready and the device exists.
         dominated_below: a share of the speed of the fastest candidate so far. Where this backend's first candidate on a
-            device is slower than this, its further candidates on the device are skipped. None: all are measured.
+            device is slower than this share, its further candidates on the device are skipped. None: all are measured.
     """
 
     name: str

@@ -102,7 +102,15 @@ def split_denoiser(graph: Path, layer: int = 0) -> DeepCacheSplit:
 
 
 def _skip_concats(model: Any, graph: Path) -> tuple[list[Any], int]:
-    """Return the Concat nodes of the last up block, each of which joins a skip connection, and the block's number."""
+    """Return the Concat nodes of the last up block, each of which joins a skip connection, and the block's number.
+
+    Args:
+        model: the U-Net's ONNX graph as a ModelProto.
+        graph: path of the graph's file, for the error message.
+
+    Raises:
+        PipelineError: the names of the nodes do not show the up blocks.
+    """
     joins: dict[int, list[Any]] = {}
     for node in model.graph.node:
         if node.op_type == "Concat" and (match := _JOIN.fullmatch(node.name)):
@@ -116,8 +124,15 @@ def _skip_concats(model: Any, graph: Path) -> tuple[list[Any], int]:
 def _deep_input(model: Any, join: Any, last: int, graph: Path) -> str:
     """Return the name of the input of a Concat node that comes from the deeper blocks, not from the skip connection.
 
+    Args:
+        model: the U-Net's ONNX graph as a ModelProto.
+        join: the Concat node.
+        last: number of the up block that holds the node.
+        graph: path of the graph's file, for the error message.
+
     Raises:
-        PipelineError: not exactly one of two inputs comes from there, or the graph is already split.
+        PipelineError: the node does not have exactly one input from the deeper blocks and one other input, or the graph
+            is already split.
     """
     makers = {output: node for node in model.graph.node for output in node.output}
     if DEEP_TENSOR in makers:
@@ -157,7 +172,15 @@ def _ancestors(names: Iterable[str], makers: dict[str, Any]) -> list[Any]:
 def _deep_value_info(model: Any, tensor: str, graph: Path) -> Any:
     """Return the ValueInfoProto, with type and shape, of the tensor at the split, under its new name `deep`.
 
-    Its batch, height and width axes have the names of these axes of the graph's first input.
+    The tensor's batch, height and width axes are named as in the graph's first input.
+
+    Args:
+        model: the U-Net's ONNX graph as a ModelProto.
+        tensor: name of the tensor in this graph.
+        graph: path of the graph's file, for the error message.
+
+    Raises:
+        PipelineError: the shape of the tensor cannot be inferred.
     """
     onnx = require("onnx")
     with translate_errors("onnx", graph, "read"):

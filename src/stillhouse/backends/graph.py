@@ -35,8 +35,8 @@ def load_graph(path: Path) -> "ModelProto":
 def load_external_data(tensor: "TensorProto", folder: Path) -> None:
     """Read the values of an initializer from its external file in `folder` into the tensor.
 
-    A tensor without external data stays unchanged. onnx's own reader is not used, because it refuses files with a
-    second hard link, which `stillhouse accelerate` makes for large files in its working directory.
+    A tensor without external data stays unchanged. onnx's own reader is not used, because it refuses a file that has a
+    second hard link. `stillhouse accelerate` makes such links to large files in its working directory.
     """
     if not tensor.external_data:
         return

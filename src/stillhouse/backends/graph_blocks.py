@@ -68,8 +68,8 @@ def minimal_exact_blocks(
 
     The method is delta debugging (ddmin; Zeller and Hildebrandt 2002). The set is 1-minimal: `passes` accepts it, and
     refuses it when any one block is removed. `passes` is called at most n^2 + 3 n times for n blocks, and never twice
-    for one set. About 2 log2(n) calls suffice where one block is the cause. Measured with 32 blocks: 9 calls where one
-    block is the cause, 26 for two, 64 for four.
+    for one set. About 2 log2(n) calls suffice where one block causes the inaccuracy. Measured with 32 blocks: 9 calls
+    where one block causes the inaccuracy, 26 for two, 64 for four.
 
     Args:
         blocks: blocks to choose from.
@@ -106,9 +106,10 @@ def minimal_exact_blocks(
 
 
 def _ddmin(names: Sequence[str], passes: Callable[[Sequence[str]], bool]) -> Sequence[str]:
-    """Return a subset of `names` that passes and fails without any one of its names, by delta debugging (ddmin).
+    """Return a subset of `names` that `passes` accepts, and refuses without any one of its names (delta debugging).
 
-    All of `names` together pass. Parts of the set are tried first, then their complements, then smaller parts.
+    `passes` must accept all of `names` together. Parts of the set are tried first, then their complements, then smaller
+    parts.
     """
     subset, pieces = list(names), 2
     while len(subset) > 1:
@@ -127,15 +128,16 @@ def _ddmin(names: Sequence[str], passes: Callable[[Sequence[str]], bool]) -> Seq
 
 
 class _BudgetExhausted(Exception):
-    """The predicate was called as often as `max_calls` allows."""
+    """The predicate `passes` was called `max_calls` times, and another call is needed."""
 
 
 class _CachedPredicate:
-    """A predicate of sets of names with its results so far: it is called once for each set, at most `max_calls` times.
+    """A predicate of sets of names that stores its results, so that `passes` is called only once for each set.
 
     Args:
-        passes: the predicate.
-        max_calls: largest number of calls, above which _BudgetExhausted is raised; None: no limit.
+        passes: the predicate, which takes a set of names.
+        max_calls: largest number of calls of `passes`; where another call is needed, _BudgetExhausted is raised. None:
+            no limit.
     """
 
     def __init__(self, passes: Callable[[frozenset[str]], bool], max_calls: int | None) -> None:
@@ -156,12 +158,12 @@ class _CachedPredicate:
 
 
 def _split_by_module(nodes: Sequence[_Scoped], depth: int, inside: tuple[str, ...] = ()) -> Iterator[Block]:
-    """Yield a block for each module at a depth of the module tree, or for its submodules if it has over 16 nodes.
+    """Yield a block for each module at a depth of the module tree; over 16 nodes are divided by submodule.
 
     Args:
         nodes: nodes to group, each with the names of the modules around it.
-        depth: number of outer modules that are not looked at.
-        inside: names of the modules that hold all the nodes; they begin the names of the blocks.
+        depth: index of the name by which nodes are grouped, in the list of modules around each node (outermost first).
+        inside: names of modules with which the name of each block begins.
     """
     groups: dict[tuple[str, ...], list[_Scoped]] = {}
     for scope, name in nodes:

@@ -1,8 +1,8 @@
 """The precisions in which the convolutions, matrix products and attentions of an ONNX file compute.
 
-They are read without a runtime. In a graph that a runtime has optimised, they are the precisions that really run: where
-the runtime has no kernel in a precision, it has inserted a Cast before the operation, and fused integer operations have
-names of their own.
+The precisions are read without a runtime. In a graph that a runtime has optimised, they are the precisions in which the
+runtime computes: where the runtime has no kernel in a precision, it has inserted a Cast before the operation, and fused
+integer operations have names of their own.
 """
 
 from collections import Counter

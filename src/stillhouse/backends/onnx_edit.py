@@ -202,7 +202,7 @@ def _is_float_cast(source: Constant, kind: Any) -> bool:
 
 
 def _read_initializer(tensor: Any, graph: Path) -> NDArray[Any]:
-    """Read the values of an initializer from the graph or from its external file."""
+    """Return the values of an initializer (a TensorProto), from the graph or from a file beside the graph."""
     if tensor.external_data:
         loaded = type(tensor)()
         loaded.CopyFrom(tensor)

@@ -94,7 +94,7 @@ def read_openvino_model(graph: Path, signature: Signature) -> Any:
 
     Nodes keep their names; where OpenVINO splits off a bias, it adds `WITHOUT_BIAS_SUFFIX` to the name. torch's
     exporter writes the weights of linear layers behind a Transpose. The Transpose is folded into the product, so that
-    NNCF recognises the weights. The names of the inputs' axes are stored in the model.
+    NNCF recognises the weights. The names of the inputs' axes, which `signature` has, are stored in the model.
 
     Raises:
         RuntimeMissing: openvino is not installed.

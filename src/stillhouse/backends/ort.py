@@ -50,8 +50,8 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
         spinning: 1 lets waiting threads spin. This is faster, but slows other processes and runtimes down.
         count_layers: 1 counts convolutions, matrix products and attentions by precision. Counting makes the opening of
             a small network a fifth longer, and takes a second per gigabyte of weights. Whatever the setting, layers are
-            counted in graphs with half precision or integers, since nothing else says in which precision they compute,
-            and they are not counted in graphs that TensorRT compiles.
+            counted in graphs with half precision or integers, since nothing else says in which precision these graphs
+            compute. In graphs that TensorRT compiles, layers are never counted.
         provider: cpu; or cuda or tensorrt, in a build of onnxruntime that has the provider. Operations that tensorrt
             cannot run go to cuda, and from there to cpu; a session that does not use the requested provider is refused.
             The tensorrt provider computes float32 in TF32, which onnxruntime cannot switch off.
@@ -139,7 +139,7 @@ def status() -> BackendStatus:
 
 
 def _providers(runtime: Any, requested: str) -> list[str]:
-    """Return onnxruntime's names of the requested provider and of the providers that run the operations it lacks.
+    """Return onnxruntime's names of the requested provider and of the providers for operations that it lacks.
 
     Raises:
         RuntimeMissing: this build of onnxruntime does not have the requested provider.
@@ -187,7 +187,14 @@ def _open_session(
     """Open a session; return it with the number of layers by precision, which is empty without `count_layers`.
 
     Layers are counted in the optimised graph, which the runtime writes to a temporary file, and its weights to the null
-    device. This takes a second per gigabyte of weights.
+    device. Counting takes a second per gigabyte of weights.
+
+    Args:
+        runtime: the module onnxruntime.
+        graph: path of the ONNX file.
+        settings: onnxruntime's SessionOptions; changed where layers are counted.
+        providers: providers in the order of preference, each a name, or a name and its options.
+        count_layers: whether layers are counted.
     """
     if not count_layers:
         return runtime.InferenceSession(graph, settings, providers=providers), {}

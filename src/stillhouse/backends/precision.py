@@ -44,8 +44,8 @@ def convert_to_float16(graph: Path, out: Path, *, keep: Collection[str] = ()) ->
     in float32: nodes between the last layer with weights and a sine, nodes whose schema has no half precision, and
     nodes with inner graphs.
 
-    Nothing is clamped: weights beyond 65504 become infinite, and so do such activations where the runtime computes in
-    half precision. After an overflow the result holds inf or nan.
+    Nothing is clamped: weights beyond 65504 become infinite. Where the runtime computes in half precision, activations
+    beyond 65504 become infinite too. After an overflow the result holds inf or nan.
 
     The runtime decides which operations run in half precision. On x86, onnxruntime runs nearly all of them in float32,
     between casts, which `Runner.layer_precisions` shows. The weights take half of the space in any case.
@@ -155,7 +155,7 @@ class _Float16Rewriter:
                 self._mark_output(node, place)
 
     def _add_cast(self, node: Node) -> None:
-        """Append a Cast node. A Cast to float32 becomes a Cast to float16; a Cast to another type keeps this type."""
+        """Append a Cast node, converted: a Cast to float32 becomes a Cast to float16, other Casts keep their type."""
         (target,) = (attribute for attribute in node.attribute if attribute.name == "to")
         node.input[0] = self._halves.get(node.input[0], node.input[0])
         self.nodes.append(node)
@@ -200,7 +200,7 @@ class _Float16Rewriter:
         return self._floats[name]
 
     def _mark_output(self, node: Node, place: int) -> None:
-        """Record that the output of a node at index `place` is float16. An output of the graph is cast to float32."""
+        """Record that a node's output at index `place` is float16; an output of the graph is also cast to float32."""
         name = node.output[place]
         self._float16_outputs.add(name)
         self._halves[name] = name

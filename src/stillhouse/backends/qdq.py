@@ -75,7 +75,10 @@ class QdqRewriter:
         self.nodes.append(node)
 
     def round_output(self, node: Node, name: str, ranges: Ranges) -> None:
-        """Append operators that quantise and dequantise the output `name` of a node that was appended before."""
+        """Append operators that quantise and dequantise the output `name` of a node that was appended before.
+
+        `ranges` has the minimum and maximum of this output.
+        """
         exact = f"{name}.exact"
         node.output[list(node.output).index(name)] = exact
         self._add_qdq(exact, name, *self._scale_and_zero(ranges[name]))
@@ -116,7 +119,10 @@ class QdqRewriter:
             self._add("Add", [last, added], result)
 
     def _quantized_input(self, name: str, ranges: Ranges) -> str:
-        """Return the name of a tensor after quantising and dequantising it; the operators are appended on first use."""
+        """Return the name of a tensor after quantising and dequantising it; the operators are appended on first use.
+
+        `ranges` has the tensor's minimum and maximum.
+        """
         if name not in self._rounded:
             self._rounded[name] = f"{name}.rounded"
             self._add_qdq(name, self._rounded[name], *self._scale_and_zero(ranges[name]))
@@ -190,7 +196,15 @@ def _scales(values: Array, axis: int, largest: int, least: NDArray[Any] | float 
 
 
 def _quantize_weights(values: Array, scale: Array, axis: int, largest: int, kind: "np.dtype[Any]") -> NDArray[Any]:
-    """Return weights divided by the scales of their channels, and rounded to `kind`, int8 or fp8."""
+    """Return weights divided by the scales of their channels, and rounded to `kind`, int8 or fp8.
+
+    Args:
+        values: weights.
+        scale: scale of each output channel.
+        axis: axis of the output channels.
+        largest: largest quantised magnitude; larger values are clipped.
+        kind: NumPy type of the result.
+    """
     if kind == np.int8:
         return _round_to_integers(values, scale, axis, largest, 0).astype(kind)
     floats: NDArray[Any] = np.clip(_in_units(values, scale, axis), -largest, largest).astype(kind)

@@ -256,7 +256,14 @@ def _quantizable_nodes(
     keep: Collection[str],
     operators: Collection[str] = COMPUTE_OPS,
 ) -> list[Node]:
-    """Return the nodes to quantise: those of these operators that have weights and are not in `keep`.
+    """Return the nodes to quantise: those of `operators` that have constant weights and are not in `keep`.
+
+    Args:
+        graph: path of the graph's file, for the error message.
+        model: the graph.
+        constants: constants of the graph by name.
+        keep: names of nodes that stay unchanged.
+        operators: operators to quantise.
 
     Raises:
         InvalidRequest: there is no such node, the opset is below 13, or `keep` has an unknown name.
@@ -276,7 +283,7 @@ def _quantizable_nodes(
 
 
 def _raise_opset(graph: Path, model: Model) -> None:
-    """Raise the opset of a model, in place, to 19, the first opset with fp8.
+    """Raise the opset of a model, in place, to 19, the first opset with fp8. `graph` is its path, for the message.
 
     Raises:
         InvalidRequest: an operator means something else in opset 19. These are reductions with axes as an attribute,
@@ -334,7 +341,8 @@ def _rounded_outputs(model: Model, heavy: Sequence[Node]) -> set[str]:
     """Return the names of the tensors to quantise behind the convolutions among `heavy`, the nodes to quantise.
 
     Runtimes fuse a convolution to an integer kernel only where its output is quantised too. Where an activation alone
-    reads the output, runtimes fuse the activation as well, so its output is returned instead.
+    reads the output, runtimes fuse the activation as well, so the result has the activation's output instead of the
+    convolution's.
     """
     results = {value.name for value in model.graph.output}
     consumers: dict[str, list[Node]] = {}

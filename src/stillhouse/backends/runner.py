@@ -52,7 +52,7 @@ class Runner(Protocol):
 
 
 class EditableWeights(Protocol):
-    """Weights of an open network that can be replaced without compiling or opening it again."""
+    """Replaceable weights of an open network; replacing them needs no compiling and no opening of the network."""
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -145,7 +145,7 @@ class GraphRunner:
         return self._call(self.run, prepare_feeds(feeds, self.inputs, self.axes))
 
     def run_on_device(self, feeds: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Run the network once on input arrays by name that lie on its device, and return output arrays by name there.
+        """Run the network once on input arrays on its device, and return output arrays on this device, both by name.
 
         The next call may overwrite the returned arrays. `diffusion.arrays` describes arrays on a device.
 

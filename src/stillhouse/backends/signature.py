@@ -43,9 +43,10 @@ class Signature:
     Args:
         inputs: axes by input name. An axis is a length, a name, or None where it has neither.
         outputs: names of the outputs, in order.
-        external: smallest number of bytes of each weights file, by path relative to the graph's directory.
-        arithmetic: "f32", or "mixed" where a node computes in half precision or in small integers. For an OpenVINO
-            graph, whose arithmetic is chosen when it is compiled, "mixed" means that it holds quantisation ranges.
+        external: least number of bytes that each weights file must have, by path relative to the graph's directory.
+        arithmetic: "f32", or "mixed" where a node computes in half precision or in small integers. OpenVINO chooses the
+            arithmetic when a graph is compiled; for an OpenVINO graph, "mixed" means that the graph holds quantisation
+            ranges.
     """
 
     inputs: Mapping[str, Axes]
@@ -131,7 +132,8 @@ def _signature(path: Path) -> Signature:
 def _is_reduced(node: NodeProto, halves: set[str]) -> bool:
     """Return whether a node computes in half precision or small integers.
 
-    `halves` holds the names of tensors in half precision. The outputs of a node that only copies one are added.
+    `halves` holds the names of tensors in half precision. Where a node only copies a tensor in half precision, as
+    Reshape does, its outputs are added.
     """
     operator = node.op_type
     takes = _cast_type(node) in HALF_TYPES if operator == "Cast" else not halves.isdisjoint(node.input)

@@ -457,7 +457,14 @@ class TensorRTEngine:
 
 
 def _run(torch: Any, callee: Callable[..., Any], device: str, feeds: Mapping[str, Any]) -> Sequence[Any]:
-    """Run an engine on input arrays (NumPy or torch, in order), and return its outputs on the GPU, in order."""
+    """Run an engine on input arrays and return its outputs on the GPU, in order.
+
+    Args:
+        torch: the module torch.
+        callee: the engine, or a CUDA graph of the engine; takes tensors on the GPU by position.
+        device: name of the GPU.
+        feeds: input arrays (NumPy or torch) in the engine's order; copied to the GPU where needed.
+    """
     with GPU_LOCK, torch.inference_mode(), torch.cuda.device(device):
         tensors = (feed if isinstance(feed, torch.Tensor) else torch.tensor(feed) for feed in feeds.values())
         return tuple(callee(*(tensor.cuda() for tensor in tensors)))

@@ -14,10 +14,11 @@ from stillhouse.gpu import device_error, find_gpus
 
 CPU, CUDA = "cpu", "cuda"
 GPU_LOCK = RLock()
-"""Lock for running, capturing, tuning or building a network on a GPU. It is needed since one thread decodes while
-another runs the denoiser. Capturing, tuning and building fail or mismeasure while another thread uses the GPU. torch
-can capture only one graph at a time; Triton's tuners and torch's global switches, such as that of TF32, are not
-thread-safe. Launched kernels may still run when the lock is released."""
+"""Lock for running, capturing, tuning or building a network on a GPU. The lock is needed, since one thread decodes
+while another runs the denoiser. Capturing, tuning and building fail or mismeasure while another thread uses the GPU.
+torch can capture only one graph at a time; Triton's tuners and torch's global switches, such as that of TF32, are not
+thread-safe. Launched kernels may still run when the lock is released.
+"""
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 _CUDA_VERSION = re.compile(r"^cuda(?:: [^=]+)? = '([^']+)'", re.MULTILINE)
 _INSTALL_CUDA_BUILD = "install the build of torch for your GPU's driver, as its website says"
@@ -77,7 +78,7 @@ def cuda_build_version() -> str | None:
 
 
 def peak_gpu_memory() -> int | None:
-    """Return the highest number of bytes that torch in this process reserved on one GPU; None where torch uses no GPU.
+    """Return the most bytes that torch in this process has reserved on any one GPU so far; None if torch uses no GPU.
 
     torch is not imported.
     """

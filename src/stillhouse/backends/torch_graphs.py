@@ -87,8 +87,8 @@ def new_pool() -> Any:
 class CudaGraphModule:
     """A module that is captured as a CUDA graph for each set of input shapes and dtypes, and then replayed.
 
-    The graphs share one memory pool, so that all graphs together take little more memory than the largest. Where there
-    are too many graphs, the least recently used one is dropped.
+    The graphs share one memory pool, so that all graphs together take little more memory than the largest. Where a new
+    graph would exceed `max_graphs`, the least recently used graph is deleted.
 
     Args:
         module: takes tensors by position, and returns one tensor or a tuple.
@@ -121,7 +121,10 @@ class CudaGraphModule:
         return captured.outputs
 
     def reset(self) -> None:
-        """Drop all graphs. Call this when weights or other tensors of the module have new addresses."""
+        """Delete all captured graphs, so that the next call captures again.
+
+        Needed when weights or other tensors of the module have new addresses.
+        """
         self._graphs.clear()
 
 

@@ -67,7 +67,10 @@ class VaeEncoderModule(nn.Module):
         self.network = network
 
     def forward(self, sample: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation [B, c, h / f, w / f] of the latents of pictures [B, C, h, w]."""
+        """Return mean and standard deviation, [B, c, h / f, w / f], of the latents of pictures [B, C, h, w].
+
+        f is the factor by which the autoencoder reduces height and width.
+        """
         latents = self.network.encode(sample, return_dict=False)[0]
         return latents.mean, latents.std
 
@@ -80,7 +83,10 @@ class VaeDecoderModule(nn.Module):
         self.network = network
 
     def forward(self, latent_sample: Tensor) -> Tensor:
-        """Return pictures [B, C, h * f, w * f] for latents [B, c, h, w]."""
+        """Return pictures [B, C, h * f, w * f] for latents [B, c, h, w].
+
+        f is the factor by which the autoencoder reduced height and width.
+        """
         output: Tensor = self.network.decode(latent_sample, return_dict=False)[0]
         return output
 
@@ -135,7 +141,8 @@ def wrap_unet(network: Any, graph: Path, signature: Signature) -> nn.Module | No
 def wrap_autoencoder(network: Any, graph: Path, signature: Signature) -> nn.Module | None:
     """Return the half (encoder or decoder) of an AutoencoderKL that a graph was exported from, as a module.
 
-    The other half is dropped from `network`. The result is None where neither half has the graph's inputs and outputs.
+    The other half is removed from `network`, in place. The result is None where neither half has the graph's inputs and
+    outputs.
     """
     match tuple(signature.inputs), signature.outputs:
         case ("sample",), ("mean", "std"):
@@ -190,7 +197,7 @@ FUSED_PROJECTIONS = {"to_qkv": ("to_q", "to_k", "to_v"), "to_kv": ("to_k", "to_v
 def fuse_projections(module: nn.Module) -> None:
     """Fuse the linear layers for queries, keys and values of each self-attention of a denoiser into one, in place.
 
-    In a cross-attention, the layers for keys and values are fused. The replaced layers are dropped.
+    In a cross-attention, the layers for keys and values are fused. The fused layer replaces the separate layers.
 
     Raises:
         InvalidRequest: the module is no denoiser.

@@ -17,7 +17,7 @@ from stillhouse.gpu import FP8_CAPABILITY
 
 _BLOCKS = "transformer_blocks."
 _MULTIPLE_OF = 16
-"""Matrix units accept only numbers of rows and columns that are multiples of this."""
+"""Matrix units accept only numbers of rows and columns that are multiples of this number."""
 
 
 def quantize(module: nn.Module, scheme: str, device: str) -> None:
@@ -26,7 +26,7 @@ def quantize(module: nn.Module, scheme: str, device: str) -> None:
     Args:
         module: on its device already; changed in place.
         scheme: int8, or fp8 (e4m3). Each row of weights and each token of an input has its own scale.
-        device: cpu, cuda:0.
+        device: name of the module's device, such as cpu or cuda:0.
 
     Raises:
         InvalidRequest: no linear layer can be quantised.

@@ -52,7 +52,10 @@ class ModuleWeights:
                 self._weight(layer).data.copy_(self._originals.pop(layer))
 
     def _weight(self, layer: str) -> Tensor:
-        """Return the weights of a layer, or the rows that belong to it of the fused layer that replaced it; no copy."""
+        """Return the weights of a layer, not a copy.
+
+        Where a fused layer has replaced the layer, return the layer's rows of the fused weights.
+        """
         block, _, name = layer.rpartition(".")
         holder = self.network.get_submodule(block)
         own = getattr(holder, name)

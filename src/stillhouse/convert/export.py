@@ -1,8 +1,9 @@
 """Export of torch modules as ONNX graphs without weights.
 
-A graph depends on a network's configuration only. The module's weights are dropped before the module is traced. Its
-parameters become inputs of the graph, and these inputs are then linked to tensors in the .safetensors file. Constants
-are not folded, so every parameter keeps its name and its bytes on disk.
+A graph depends on a network's configuration only. Before the module is traced, its weights in memory are replaced by
+zeros that take no memory. The module's parameters become inputs of the graph, and these inputs are then replaced by
+initializers that point to tensors in the .safetensors file. Constants are not folded, so every parameter keeps its name
+and its bytes on disk.
 
 The exporter is `torch.onnx.export(dynamo=False)`. Its graphs are as fast and as accurate in onnxruntime and OpenVINO as
 the graphs of dynamo=True (measured on U-Nets). Unlike dynamo=True, this exporter does not transpose parameters, and it
@@ -37,12 +38,13 @@ class GraphExport:
     """A graph that is to be exported from a network.
 
     Args:
-        role: role of the component that runs the graph.
+        role: role of the graph's network in the pipeline, such as denoiser.
         file: name of the graph's file.
         module: module that takes the inputs by position; the network is the module or its attribute `network`.
-        inputs: example tensor, and names of its dynamic axes by position, of each input by name.
-        outputs: names of the dynamic axes by position, of each output by name.
-        weights_prefix: prefix of the names of this network's weights, which some checkpoints leave out; may be empty.
+        inputs: for each input, by name: an example tensor, and the names of its dynamic axes by position.
+        outputs: for each output, by name: the names of its dynamic axes by position.
+        weights_prefix: prefix that the names of this network's weights have in some checkpoints, but not in all; may be
+            empty.
     """
 
     role: str
@@ -54,12 +56,14 @@ class GraphExport:
 
 
 def export_graph(export: GraphExport, graph: Path, weights: Path) -> None:
-    """Export a module as an ONNX file whose initializers point into a weights file, and drop the module's weights.
+    """Export a module as an ONNX file whose initializers point into a weights file.
+
+    The module's own weights are replaced by zeros to free memory.
 
     Args:
         export: graph to export.
         graph: file to write.
-        weights: the network's .safetensors file, in the same directory.
+        weights: the network's .safetensors file, which must exist already, in the directory of `graph`.
 
     Raises:
         ImportFailed: the weights file lacks a tensor of the network.
@@ -68,25 +72,31 @@ def export_graph(export: GraphExport, graph: Path, weights: Path) -> None:
 
 
 def export_decoder(decoder: Any, latents: int, graph: Path, weights: Path) -> None:
-    """Write the graph of a decoder of latents with `latents` channels, and drop the module's weights.
+    """Write the graph of a decoder of latents with `latents` channels.
+
+    The module's own weights are replaced by zeros to free memory.
 
     Args:
         decoder: module from latents to pictures.
         latents: number of channels of the latents.
         graph: ONNX file to write.
-        weights: the decoder's .safetensors file, in the same directory.
+        weights: the decoder's .safetensors file, which must exist already, in the directory of `graph`; the graph
+            points to its tensors.
     """
     example = {"latent_sample": (torch.zeros(1, latents, 4, 2), PICTURE)}
     _export(decoder, example, {"sample": PICTURE}, graph, weights)
 
 
 def export_encoder(trunk: Any, graph: Path, weights: Path) -> None:
-    """Write the graph of a feature encoder of 64x64 pictures, and drop the module's weights.
+    """Write the graph of a feature encoder of 64x64 pictures.
+
+    The module's own weights are replaced by zeros to free memory.
 
     Args:
         trunk: module from pictures [B, 3, 64, 64] to features.
         graph: ONNX file to write.
-        weights: the encoder's .safetensors file, in the same directory.
+        weights: the encoder's .safetensors file, which must exist already, in the directory of `graph`; the graph
+            points to its tensors.
     """
     pictures = (torch.zeros(2, 3, 64, 64), ROWS)
     _export(trunk, {"pictures": pictures}, {"features": ROWS}, graph, weights)
@@ -125,22 +135,22 @@ def _export(
 
 
 def _drop_weights(module: nn.Module) -> None:
-    """Replace every parameter by a float32 zero, expanded to the parameter's shape, which takes no memory."""
+    """Replace every parameter of a module, in place, by a float32 zero expanded to its shape, which takes no memory."""
     for parameter in module.parameters():
         parameter.requires_grad_(False)
         parameter.data = torch.zeros((), dtype=torch.float32).expand(parameter.shape)
 
 
 def _link_weights(model: onnx.ModelProto, inputs: Sequence[str], weights: Path, prefix: str) -> None:
-    """Replace the inputs of a model that are parameters by initializers that point into the weights file, in place.
+    """Replace, in place, the inputs of a model that are parameters by initializers that point into the weights file.
 
     Initializers in float16 or bfloat16 are followed by a cast to float32.
 
     Args:
         model: the exported model.
-        inputs: names of the inputs that are no parameters.
+        inputs: names of the inputs that stay inputs; all others are parameters.
         weights: the .safetensors file.
-        prefix: prefix that names in the file may have.
+        prefix: prefix that names of tensors in the file may have.
     """
     layout = read_safetensors_index(weights)
     parameters = [value.name for value in model.graph.input if value.name not in inputs]
@@ -156,7 +166,13 @@ def _link_weights(model: onnx.ModelProto, inputs: Sequence[str], weights: Path, 
 
 
 def _find(name: str, layout: Mapping[str, StoredTensor], weights: Path, prefix: str) -> StoredTensor:
-    """Return the stored tensor of a parameter by its name, which may have the prefix in the weights file or not.
+    """Return where a parameter is stored in a weights file.
+
+    Args:
+        name: name of the parameter.
+        layout: the file's tensors by name, from `read_safetensors_index`.
+        weights: path of the file, for the error message.
+        prefix: prefix that the file's names may have in addition to the parameter's name, or lack.
 
     Raises:
         ImportFailed: the file has no such tensor in float32, float16 or bfloat16.

@@ -19,7 +19,7 @@ def import_model(
 
     Args:
         source: a directory with model_index.json, or `owner/name` on the hub.
-        target: directory to write, new or empty; with `options.force` it may hold a pipeline.
+        target: directory to write, new or empty; with `options.force` it may hold a pipeline, which is replaced.
         options: options of the import; None: the defaults.
         progress: called after each network, see `import_options.Progress`.
 

@@ -84,7 +84,7 @@ def _defaults(name: str) -> dict[str, Any]:
 def _spacing(config: Mapping[str, Any], name: str) -> Spacing:
     """Return how a scheduler spaces its timesteps.
 
-    LCMScheduler gets "trailing", from which its timesteps differ by at most 20.
+    LCMScheduler, which has a spacing of its own, gets "trailing", whose timesteps differ from its own by at most 20.
     """
     return "trailing" if name == "LCMScheduler" else config.get("timestep_spacing", "leading")
 

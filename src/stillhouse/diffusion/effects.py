@@ -50,7 +50,7 @@ class Effect:
 
 @dataclass(frozen=True, slots=True)
 class InpaintBlend(Effect):
-    """Inpainting with a network that has no input channels for it: the source image is kept outside of the mask.
+    """Inpainting with a network that takes no mask: outside of the mask, each step restores the source image.
 
     Args:
         clean: latents of the source image, float32 [C, h, w].
@@ -88,9 +88,10 @@ class FeatureCache(Effect):
     _index: int = 0
 
     def reuse_features(self, branches: Sequence[str], index: int) -> Sequence[NDArray[Any]] | None:
-        """Return the cached features of each branch; None if they are `interval` evaluations old or a branch has none.
+        """Return the cached features of each branch, or None where the whole network must run.
 
-        All branches of a picture are computed anew at the same evaluation, because guidance would amplify a difference
+        The network must run where the features are `interval` evaluations old, or a branch has no features. All
+        branches of a picture are computed anew at the same evaluation, because guidance would amplify a difference
         between features of different ages.
 
         >>> cache = FeatureCache(2)

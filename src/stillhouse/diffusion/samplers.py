@@ -117,7 +117,7 @@ def ddim_coefficients(start: NoiseLevel, end: NoiseLevel, eta: float = 0.0) -> S
 def consistency_coefficients(start: NoiseLevel, end: NoiseLevel, eta: float = 1.0) -> StepCoefficients:
     """Return the weights of a consistency model's step: x0 plus fresh noise at level `end`; z has weight 0.
 
-    `eta` is ignored.
+    `start` and `eta` are ignored; `ddim_coefficients` has the same signature.
     """
     return StepCoefficients(0.0, end.alpha, end.sigma)
 
@@ -133,8 +133,8 @@ def heun(z: Tensor, denoised: Tensor, evaluation: Evaluation, state: SamplerStat
     """Estimate x0 by the trapezoid rule of EDM (arXiv 2206.00364, algorithm 1, without churn).
 
     The rule integrates over sigma / alpha, where the derivative is the noise. At pure noise sigma / alpha is infinite,
-    and near it one step is so long that the rule's error exceeds the picture. Such steps integrate over alpha / sigma
-    instead, where the derivative is x0.
+    and near pure noise one step is so long that the rule's error exceeds the picture. Such steps integrate over alpha /
+    sigma instead, where the derivative is x0.
     """
     start, end = evaluation.start, evaluation.end
     if state is None:

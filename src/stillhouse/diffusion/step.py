@@ -82,6 +82,13 @@ def _guide_batch(
 
     A picture's output does not depend on how many branches the other pictures have: each further branch is added only
     for the pictures that have one.
+
+    Args:
+        outputs: outputs of the network, [R, C, h, w].
+        steps: the step of each picture.
+        weights: guidance weights of all pictures, one array [P, 1, 1, 1] for each further branch, on the device.
+        rows: row table of the pictures, from `_row_table`.
+        arrays: kind of the arrays.
     """
     base, first = (outputs[places] for places in arrays.to_device(np.ascontiguousarray(rows.T[:2])))
     guided: Array = base + (first - base) * weights[0]

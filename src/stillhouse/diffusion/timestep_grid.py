@@ -21,7 +21,7 @@ _RHO = 7.0
 _PURE_NOISE_RATIO = (2.0**24 - 1) ** 0.5
 """The sigma / alpha that karras and exponential grids start from at pure noise, where the true ratio is infinite.
 
-It follows from diffusers, which sets alphas_cumprod to 2^-24 there.
+The value follows from diffusers, which sets alphas_cumprod to 2^-24 at pure noise.
 """
 
 

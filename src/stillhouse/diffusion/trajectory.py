@@ -200,6 +200,14 @@ def _run_network(
 ) -> tuple[Array, Mapping[int, NDArray[Any]]]:
     """Run the network on the rows of a batch.
 
+    Args:
+        trajectories: the pictures of the batch.
+        rows: rows of the batch; each has a picture, a guidance branch and, where the deep layers are skipped, cached
+            features.
+        z: latents of the pictures, [P, C, h, w].
+        denoise: the network.
+        arrays: kind of the arrays.
+
     Returns:
         the outputs [R, C, h, w], and the deep features of each row that ran the whole network, by index of the row.
     """
@@ -284,7 +292,11 @@ def _sampler_step(
 ) -> tuple[Array, SamplerState[Array] | None]:
     """Return the latents after the step, before fresh noise is added, and the sampler's state after the step.
 
-    `stepped` is the picture's result of `step_batch`, which is used unless the sampler has a formula of its own.
+    Args:
+        trajectory: the picture.
+        z: latents before the step, [C, h, w].
+        denoised: the denoised picture, [C, h, w].
+        stepped: latents after the step, as `step_batch` returns them. Samplers of order "custom" do not use them.
     """
     sampler, evaluation = SAMPLERS[trajectory.plan.sampler], trajectory.next_evaluation
     if sampler.order == "custom":
@@ -307,7 +319,7 @@ def _add_noise(trajectory: Trajectory, latents: Array, arrays: Arrays) -> Array:
 def _finish_step(trajectory: Trajectory, features: Mapping[str, NDArray[Any]]) -> None:
     """Give the deep features that this evaluation computed, by branch, to the trajectory's effects, which cache them.
 
-    After the last evaluation, all cached features are dropped.
+    After the last evaluation, the effects get no features, so that they free their caches.
     """
     is_last = trajectory.index + 1 == trajectory.evaluation_count
     if features or is_last:

@@ -151,7 +151,14 @@ def _student_directories(out: Path, names: Sequence[str], all_students: bool) ->
 
 
 def _check_directories(targets: Iterable[Path], out: Path, work: Path, settings: DistillSettings, force: bool) -> None:
-    """Check the directories to write.
+    """Check, before the training starts, that the directories may be written.
+
+    Args:
+        targets: pipeline directories of the students.
+        out: pipeline directory of the last student.
+        work: directory for cached data, checkpoints, logs and previews.
+        settings: settings, which may name a folder of training pictures.
+        force: whether pipelines in `targets` may be replaced.
 
     Raises:
         ImportFailed: a target is not empty, and `force` does not allow replacing its content.
@@ -174,6 +181,14 @@ def _write_data(
     deadline: float | None,
 ) -> bool:
     """Encode the missing training data into `folder` and write the list of skipped pictures.
+
+    Args:
+        strategy: way to train, which decides the kind of data.
+        pipeline: the teacher.
+        settings: which data, how many samples, and the seed.
+        folder: folder that caches the data.
+        progress: receives progress reports and each skipped picture.
+        deadline: time of `time.monotonic` in seconds after which no sample is encoded; None: no limit.
 
     Returns:
         whether the data are complete; False: the deadline passed first.
@@ -364,6 +379,12 @@ def _build_evidence(
     """Return the record of the training for the student's manifest: settings, machine, versions and scores.
 
     The record contains no paths of this machine.
+
+    Args:
+        settings: settings of the distillation.
+        outcome: the trained students.
+        skipped: number of training pictures that could not be used.
+        processes: number of training processes.
     """
     values = {name: value for name, value in asdict(settings).items() if name not in ("data", "prompts", "init_from")}
     initial = None if settings.init_from is None else read_manifest(find_pipeline(settings.init_from))

@@ -43,7 +43,7 @@ class LearningOverrides:
     eval_every: int | None = None
 
     def apply_to(self, recipe: StageRecipe) -> StageRecipe:
-        """Return a copy of hyper-parameters in which each field of this object that is not None replaces theirs."""
+        """Return a copy of `recipe`; each field of this object that is not None replaces the recipe's field."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(recipe, **{name: value for name, value in values.items() if value is not None})
 
@@ -186,7 +186,9 @@ def read_distill_settings(path: Path) -> DistillSettings:
 
 
 def _default_recipe(student: str, parameters: int, rank: int) -> StageRecipe:
-    """Return the default training hyper-parameters of a student; see `DistillSettings.recipe` for the arguments.
+    """Return the default training hyper-parameters of a student.
+
+    `rank` is the rank of LoRA weights, 0 without LoRA; `DistillSettings.recipe` describes the other arguments.
 
     The numbers of updates are those of Meng et al. (arXiv 2210.03142, appendix): 3,000 to 5,000 to distil guidance,
     2,000 to 5,000 to halve the number of steps, and more for the students with the fewest and longest steps. The

@@ -39,7 +39,7 @@ class StepPlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._levels = [*zip(alphas, sigmas, strict=True), (1.0, 0.0)]
 
     def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None, **others: Any) -> None:
-        """Set `timesteps` to the fixed timesteps, on `device`.
+        """Set `timesteps` to the fixed timesteps, on `device`; `others` are ignored.
 
         Raises:
             ValueError: `num_inference_steps` differs from the number of fixed timesteps.
@@ -61,8 +61,15 @@ class StepPlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     ) -> DDIMSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
         """Make one DDIM step (arXiv 2010.02502, equation 12) from `timestep` to the next fixed timestep.
 
+        Args:
+            model_output: the network's output for `sample`.
+            timestep: one of the fixed timesteps.
+            sample: latents at this timestep.
+            return_dict: whether an object with named fields is returned.
+
         Returns:
-            the latents after the step and the predicted clean latents, as a tuple where `return_dict` is False.
+            the latents after the step and the predicted clean latents: an object with `prev_sample` and
+            `pred_original_sample`, or a tuple where `return_dict` is False.
         """
         place = self.config.plan.index(float(timestep))
         (alpha, sigma), (next_alpha, next_sigma) = self._levels[place], self._levels[place + 1]

@@ -77,7 +77,12 @@ class Strategy(Protocol):
         """Return a function that encodes samples into the content of one cache file (shard): tensors by name."""
 
     def train(self, data_folder: Path, run: TrainingRun) -> TrainingOutcome:
-        """Wait until the shards (cached training data) in a folder are complete, then train all students on them."""
+        """Wait until the shards (cached training data) in a folder are complete, then train all students on them.
+
+        Args:
+            data_folder: folder of the shards.
+            run: folder of checkpoints, receivers of progress, and time limit.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +120,10 @@ class ProgressiveChain:
         return partial(encode_samples, pipeline)
 
     def train(self, data_folder: Path, run: TrainingRun) -> TrainingOutcome:
-        """Wait until the encoded pictures in a folder are complete, then train the students one after the other."""
+        """Wait until the encoded pictures in a folder are complete, then train the students one after the other.
+
+        `run` gives the folder of checkpoints, the receivers of progress, and the time limit.
+        """
         dataset = wait_for_latents(data_folder)
         students = train_chain(self.teacher, dataset, self.recipe, run, self.teacher_grid, data_folder.stem)
         return TrainingOutcome(students, dataset, len(dataset.latents))
@@ -176,7 +184,10 @@ class TrajectoryRegression:
         return partial(encode_trajectories, pipeline)
 
     def train(self, data_folder: Path, run: TrainingRun) -> TrainingOutcome:
-        """Wait until the trajectories in a folder are complete, then train the students one after the other."""
+        """Wait until the trajectories in a folder are complete, then train the students one after the other.
+
+        `run` gives the folder of checkpoints, the receivers of progress, and the time limit.
+        """
         dataset = wait_for_trajectories(data_folder)
         origin = f"{data_folder.stem} {self.initial_checksum}"
         students = train_on_trajectories(self.teacher, self.initial, dataset, self.recipe, run, origin)
@@ -187,7 +198,7 @@ class TrajectoryRegression:
 def with_denoiser_on_gpu(pipeline: Pipeline) -> Pipeline:
     """Return a copy of a pipeline that runs its denoiser in torch on the GPU in float32.
 
-    The denoiser is the imported one, also where the pipeline was accelerated.
+    The denoiser's graph is the one that `stillhouse import` wrote, even where the pipeline was accelerated afterwards.
     """
     return _with_denoiser(pipeline, "torch", "f32", {"device": "cuda"})
 
@@ -195,8 +206,9 @@ def with_denoiser_on_gpu(pipeline: Pipeline) -> Pipeline:
 def with_denoiser_in_bf16(pipeline: Pipeline) -> Pipeline:
     """Return a copy of a pipeline that runs its denoiser in OpenVINO in bf16, which takes half the time of float32.
 
-    The denoiser is the imported one, also where the pipeline was accelerated. The PSNR between trajectories in bf16 and
-    in float32 is 66 dB for the model that ships with the package. The sampler's own error is larger (44 dB).
+    The denoiser's graph is the one that `stillhouse import` wrote, even where the pipeline was accelerated afterwards.
+    The PSNR between trajectories in bf16 and in float32 is 66 dB for the model that ships with the package. The
+    sampler's own error is larger (44 dB).
     """
     return _with_denoiser(pipeline, _BF16_BACKEND, "bf16", {})
 

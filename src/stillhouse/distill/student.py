@@ -172,7 +172,14 @@ def _denoiser_dtype(directory: Path, teacher: Manifest) -> str:
 
 
 def _write_scheduler(directory: Path, grid: TimestepGrid, prediction: str, train_steps: int) -> None:
-    """Write the scheduler with which diffusers samples the student: its code, and its timesteps and noise levels."""
+    """Write the scheduler with which diffusers samples the student: its code, and its timesteps and noise levels.
+
+    Args:
+        directory: the student's pipeline directory.
+        grid: timesteps and noise levels of the student.
+        prediction: prediction type of the student.
+        train_steps: number of timesteps of the noise schedule.
+    """
     levels = {"plan": grid.timesteps, "alphas": grid.alphas[:-1], "sigmas": grid.sigmas[:-1]}
     config = {
         "_class_name": step_plan.StepPlanScheduler.__name__,
@@ -209,6 +216,12 @@ def _student_manifest(
 
 
 def _with_teacher_backend(name: str, component: Component, teacher: Manifest) -> Component:
-    """Return a component (manifest entry of one network) with the backend and streams of the teacher's component."""
+    """Return a component (manifest entry of one network) with the backend and streams of the teacher's component.
+
+    Args:
+        name: role of the network, such as "denoiser".
+        component: the student's component.
+        teacher: the teacher's manifest, from which backend and streams are taken.
+    """
     reference = teacher.components[name]
     return replace(component, backend=reference.backend, streams=reference.streams)

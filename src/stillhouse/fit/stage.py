@@ -37,7 +37,10 @@ class Stage(Protocol):
         """Return the loss of batch `number`, counted from 0, a scalar with gradients."""
 
     def evaluate(self) -> Mapping[str, float]:
-        """Return scores of the network by name; the weights with the highest first score count as the best."""
+        """Return scores of the network by name.
+
+        The first score decides which weights are the best: those with the highest value.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,8 +38,9 @@ _DESCRIPTION, _SOFTWARE = 0x010E, 0x0131
 _MAX_EXIF = 60_000
 """Largest length of a request in EXIF, in ASCII characters; all EXIF data may have about 65,000 bytes."""
 _MAX_PROMPT = 2_000
-"""Number of characters that remain of each prompt if a request is too long for EXIF; JSON takes up to twelve bytes for
-one character."""
+"""Number of characters to which each prompt is cut if a request is too long for EXIF. The number is small, because JSON
+takes up to twelve bytes for one character.
+"""
 
 
 def read_picture(path: Path | str | BinaryIO, largest: int = MAX_PIXELS) -> Picture:

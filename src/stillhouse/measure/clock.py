@@ -1,7 +1,7 @@
 """Timing of several implementations in interleaved rounds, and their speed ratio.
 
-The speed of a machine drifts within minutes. So times that were measured minutes apart cannot be compared, but two
-times of the same round can, and their ratio is compared across rounds.
+The speed of a machine drifts within minutes. So times that were measured minutes apart cannot be compared. Two times of
+the same round can be compared, and the result is the mean of their ratio over all rounds.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -60,8 +60,8 @@ def paired_ratio(slow: Sequence[float], fast: Sequence[float], resamples: int = 
 
     Each round gives one ratio, slow / fast. The value is the geometric mean of these ratios without the lowest and the
     highest fifth (trimmed mean: Tukey 1960). The median is not used, because shared machines change between two speeds
-    and the median jumps from one speed to the other: for small networks, it varied by a quarter more. The interval is
-    the percentile bootstrap over rounds (Efron 1979) with a fixed seed.
+    and the median jumps from one speed to the other: for small networks, the median varied by a quarter more than this
+    mean. The interval is the percentile bootstrap over rounds (Efron 1979) with a fixed seed.
 
     Args:
         slow, fast: seconds of one run in each round; both in the order of the rounds.

@@ -93,7 +93,12 @@ def _gaussian_window(length: int) -> NDArray[np.float64]:
 
 
 def _filter(plane: NDArray[np.float64], window: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return weighted means over height and width at the positions where the window lies inside the picture."""
+    """Return weighted means over height and width at the positions where the window lies inside the picture.
+
+    Args:
+        plane: one colour channel, [height, width].
+        window: weights along one axis, [length], used for both axes.
+    """
     from scipy.ndimage import correlate1d
 
     length = len(window)

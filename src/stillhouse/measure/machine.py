@@ -97,7 +97,7 @@ def installed_versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def _processors(root: Path) -> list[dict[str, str]]:
-    """Return the fields of /proc/cpuinfo by name, one mapping for each logical processor."""
+    """Return the fields of `root`/proc/cpuinfo by name, one mapping for each logical processor."""
     blocks = re.split(r"\n\s*\n", _read_text(root / "proc/cpuinfo"))
     pairs = [[line.partition(":") for line in block.splitlines()] for block in blocks]
     fields = [{key.strip(): value.strip() for key, _, value in block} for block in pairs]

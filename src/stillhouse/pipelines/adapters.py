@@ -1,7 +1,7 @@
 """LoRA adapters of an open pipeline, replaced without compiling its networks again.
 
 Weights are changed in place. This works for torch modules, and for TensorRT engines that were built to be refitted. For
-other backends, import fuses adapters into a copy of the weights.
+other backends, `stillhouse import --lora` can fuse adapters into the weights that it writes.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -110,7 +110,12 @@ def read_adapters(texts: Sequence[str], components: Mapping[str, Component]) -> 
 
 
 def _check_backend(name: str, component: Component) -> None:
-    """Raise InvalidRequest unless a network's backend can change weights when it runs with the network's settings."""
+    """Raise InvalidRequest unless a network's backend can change weights when it runs with the network's settings.
+
+    Args:
+        name: role of the network.
+        component: backend and settings of the network.
+    """
     backend = find_backend(component.backend)
     needed = backend.adapter_settings or {}
     actual = {setting: component.settings.get(setting, backend.settings[setting][0]) for setting in needed}

@@ -35,8 +35,8 @@ def run_split(feeds: Feeds, rows: Sequence[int], arrays: Arrays, run: Callable[[
     """Run a network of static batch sizes on a batch of any size, and return its outputs.
 
     Args:
-        feeds: inputs by name, all with the same number of rows. They are split into parts of static sizes. A part is
-            padded with copies of its last row, whose outputs are dropped.
+        feeds: inputs by name, all with the same number of rows. The rows are split into parts of static sizes. A part
+            is padded with copies of its last row; the outputs of the copies are left out.
         rows: static batch sizes, rising.
         arrays: kind of the arrays in `feeds`.
         run: the network; it may overwrite its outputs in the next call.

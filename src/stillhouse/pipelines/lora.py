@@ -219,6 +219,10 @@ def _settings(path: Path, metadata: Mapping[str, str]) -> Mapping[str, Any]:
 
     diffusers writes the settings into the metadata of the safetensors file, under names such as `unet.lora_alpha`. peft
     writes them into the file adapter_config.json in the same directory.
+
+    Args:
+        path: the LoRA file.
+        metadata: metadata of this file, as safetensors reads it.
     """
     peft_config = path.with_name("adapter_config.json")
     try:

@@ -249,7 +249,8 @@ class Manifest:
         source: where the pipeline was imported from: importer, path or id, adapters.
         evidence: measured values, by name.
         step_cache: the graphs for feature caching that the denoiser was split into; None: it was not split.
-        tuned: the machine on which `stillhouse accelerate` chose the components; None: they were not chosen so.
+        tuned: the machine on which `stillhouse accelerate` chose the components; None: the pipeline was not
+            accelerated.
         distilled: settings of a pipeline that `stillhouse distill` made; None for other pipelines.
     """
 
@@ -434,7 +435,10 @@ def _by_role(items: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_family(path: Path, manifest: Manifest) -> None:
-    """Raise ManifestError where the manifest's family is not installed, or the options for the family are invalid."""
+    """Raise ManifestError where the manifest's family is not installed, or the options for the family are invalid.
+
+    `path` is the path of the manifest, for the error message.
+    """
     from stillhouse.pipelines.families import find_family  # imported late, because families import this module
 
     try:

@@ -54,8 +54,8 @@ def read_network(directory: Path) -> NetworkRecord:
 def open_network(directory: Path | str, *, threads: int | None = None) -> Runner:
     """Open the network of a directory that `stillhouse accelerate FILE.onnx -o DIR` made.
 
-    The result is called with inputs by name, and returns outputs by name. `threads` limits its threads; None: as the
-    directory says.
+    The result is called with inputs by name, and returns outputs by name. `threads` limits the network's threads; None:
+    as `network.json` says.
 
     >>> open_network("my-network")({"input": array})["output"]  # doctest: +SKIP
 

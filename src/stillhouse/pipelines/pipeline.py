@@ -132,7 +132,7 @@ class Pipeline:
         return ImageTrajectory(resolved.plan, latents, branches, effects, request=resolved.request, started=started)
 
     def advance(self, trajectories: Sequence[Trajectory]) -> None:
-        """Move every picture of a mixed batch by one evaluation of the denoiser; see `diffusion.advance`.
+        """Move every picture of a batch by one evaluation of the denoiser; see `diffusion.advance`.
 
         Where the denoiser is split for feature caching, the split graphs run even for pictures with cache_interval 1,
         so that a picture does not depend on the other pictures of its batch. A GPU may still compute after the return;

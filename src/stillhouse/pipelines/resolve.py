@@ -145,7 +145,13 @@ def _timestep_grid(manifest: Manifest, family: Family, request: ImageRequest) ->
 
 
 def _check_student(name: str, distilled: Distilled, request: ImageRequest) -> None:
-    """Raise InvalidRequest if a distilled pipeline was not trained for a request's guidance, steps, sampler or eta."""
+    """Raise InvalidRequest if a distilled pipeline was not trained for a request's guidance, steps, sampler or eta.
+
+    Args:
+        name: name of the pipeline, for the error message.
+        distilled: what the pipeline was trained for.
+        request: the request, with every default filled in.
+    """
     least, most = distilled.guidance
     assert request.guidance is not None
     if not least <= request.guidance <= most:
@@ -169,9 +175,12 @@ def _check_student(name: str, distilled: Distilled, request: ImageRequest) -> No
 
 
 def _strength(manifest: Manifest, request: ImageRequest) -> float | None:
-    """Return the strength of an edit, or its default where the request has none; without an image, the request's value.
+    """Return the strength with which a request's image is edited.
 
-    A distilled pipeline that was trained for some strengths takes the nearest one of these and 1.
+    The strength is the request's, or where that is None, 0.8 without a mask and 1 with a mask. A request without an
+    image is not an edit: its own strength is returned, usually None.
+
+    A distilled pipeline that was trained for certain strengths gets the one of these strengths, or 1, that is nearest.
     """
     if request.image is None:
         return request.strength

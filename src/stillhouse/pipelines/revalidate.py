@@ -34,7 +34,10 @@ Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 
 
 class ForeignMachine(UserWarning):
-    """The warning that a pipeline was accelerated on another machine. It says which networks run otherwise, and why."""
+    """The warning that a pipeline was accelerated on another machine.
+
+    The message says which networks do not run as the manifest says, and why.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +133,10 @@ def _open(directory: Path, component: Component, feeds: Arrays, threads: int | N
 def _worst_sqnr(
     role: str, component: Component, runner: Runner, feeds: Arrays, expected: Arrays, min_sqnr: float
 ) -> tuple[float, str]:
-    """Return the least signal-to-quantization-noise ratio of a network's outputs, in dB, and a text for a message.
+    """Return the least signal-to-quantization-noise ratio of a network's outputs, in dB, and an addition to a message.
 
-    A denoiser that is accurate is also run with `BATCH_ROWS` rows, unless it would be compiled for that batch size. The
-    text then says so; otherwise it is empty.
+    An accurate denoiser is also run with `BATCH_ROWS` rows, unless it would be compiled for that batch size. Then the
+    ratio is that of this batch, and the addition is " of 8 rows together"; otherwise the addition is empty.
 
     Args:
         role: role of the network.
@@ -156,8 +159,13 @@ def _worst_sqnr(
 def _batch_sqnr(run: Callable[[Mapping[str, Any]], Mapping[str, Any]], feeds: Arrays, expected: Arrays) -> float:
     """Return the least signal-to-quantization-noise ratio of all outputs, in dB, for a batch of `BATCH_ROWS` rows.
 
-    The rows of the recorded inputs and of the expected outputs are repeated to fill the batch. Minus infinity stands
-    for a batch that fails.
+    The rows of the recorded inputs and of the expected outputs are repeated to fill the batch. Where the network fails,
+    the result is minus infinity.
+
+    Args:
+        run: the network: takes inputs by name, returns outputs by name.
+        feeds: recorded inputs, by name.
+        expected: outputs that are expected for these inputs, by name.
     """
     batch_feeds, batch_expected = (
         {name: np.resize(array, (BATCH_ROWS, *array.shape[1:])) for name, array in arrays.items()}

@@ -34,8 +34,8 @@ def override_manifest(
     """Return the manifest with some networks, the defaults or the step cache replaced; None replaces nothing.
 
     The step cache (graphs for feature caching) was split from the denoiser's graph. Where `components` has another
-    graph for the denoiser and `step_cache` is None, the manifest's step cache is dropped. Without a step cache, the
-    default cache_interval is 1, so that every step runs the whole denoiser.
+    graph for the denoiser and `step_cache` is None, the result has no step cache. Without a step cache, the default
+    cache_interval is 1, so that every step runs the whole denoiser.
 
     Raises:
         InvalidRequest: `components` has a role that the manifest does not have.

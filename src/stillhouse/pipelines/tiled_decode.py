@@ -53,6 +53,10 @@ def tile_starts(length: int, tile: int) -> list[int]:
 
     There are as few tiles as an overlap of at least `OVERLAP` allows, and they are evenly spread.
 
+    Args:
+        length: length of the side, in latents.
+        tile: side of a tile, in latents.
+
     >>> tile_starts(22, 10), tile_starts(20, 10), tile_starts(8, 10)
     ([0, 6, 12], [0, 5, 10], [0])
     """
@@ -67,6 +71,11 @@ def _weights(length: int, tile: int, downscale: int) -> list[tuple[int, Array]]:
     """Return, for each tile along one side, the index of its first latent and its weight at each pixel of the side.
 
     The weights of all tiles sum to 1 at every pixel.
+
+    Args:
+        length: length of the side, in latents.
+        tile: side of a tile, in latents.
+        downscale: side of one latent, in pixels.
     """
     starts, side = tile_starts(length, tile), min(tile, length) * downscale
     blend = max((tile - max(int(tile * (1 - OVERLAP)), 1)) * downscale, 1)

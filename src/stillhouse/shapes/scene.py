@@ -186,7 +186,10 @@ def _square(x: PixelMap, y: PixelMap, radius: float) -> PixelMap:
 
 
 def _triangle(x: PixelMap, y: PixelMap, radius: float) -> PixelMap:
-    """Return the distance in pixels to an upright isosceles triangle that is as wide as high; negative inside."""
+    """Return the distance in pixels of points (x, y) to an upright isosceles triangle; negative inside.
+
+    Width and height of the triangle are 1.9 times `radius`; the origin is in the middle of both.
+    """
     half = 0.95 * radius
     outline: PixelMap = np.maximum(y - half, (2 * np.abs(x) - (y + half)) / math.sqrt(5))
     return outline

@@ -104,7 +104,7 @@ class SocketTransport:
             raise TransportClosed("the other end of the socket is gone") from error
 
     def wait(self, timeout: float | None) -> bool:
-        """Return whether a message arrives, or the other end goes, within `timeout` seconds (None: no limit)."""
+        """Return whether a message arrives, or the other end closes, within `timeout` seconds (None: no limit)."""
         is_closed = self._connection.fileno() < 0
         return is_closed or bool(self._poll.poll(None if timeout is None else 1000 * timeout))
 

@@ -113,14 +113,14 @@ def reference(x: Tensor, tanh: bool = False) -> Tensor:
 
 
 def bytes_moved(x: Tensor, tanh: bool = False) -> int:
-    """Return the least number of bytes that GEGLU must read and write: its input once, and half as many written."""
+    """Return the least number of bytes that GEGLU must read and write: all inputs, and half as many outputs."""
     return x.numel() * x.element_size() * 3 // 2
 
 
 def cases() -> Iterator[CompileCase]:
     """Yield the kernels to compile, at the width of Stable Diffusion's widest layer.
 
-    There is one for each dtype with the exact GELU, with the approximation by tanh, and with 64-bit indices.
+    Each dtype has three variants: the exact GELU, the approximation by tanh, and the exact GELU with 64-bit indices.
     """
     for name in DTYPES.values():
         for tanh, wide in ((False, False), (True, False), (False, True)):

@@ -1,7 +1,7 @@
 """GroupNorm (arXiv 1803.08494) of pictures in NHWC (channels last), with SiLU after it.
 
-A group is a strip of consecutive channels over all pixels: ten of 320 in Stable Diffusion. Its size decides how it is
-read:
+A group is a strip of consecutive channels over all pixels of a picture: in Stable Diffusion, ten of 320 channels. The
+size of a strip decides how the strip is read:
 
 * A strip that fits into one multiprocessor is normalised by one program in one launch (`_normalize_strip`). It is read
   once where registers hold it, and otherwise a second time from the L1 cache.
@@ -41,27 +41,31 @@ _CACHE_BYTES, _CACHE_LINE_BYTES = 192 << 10, 128
 _STRIP_ELEMENTS = 8192
 """Number of elements that a program reads at a time from a strip (one group of a picture) too large for registers."""
 _FEWEST_WARPS, _MOST_WARPS, _WARP_ELEMENTS = 4, 32, 512
-"""Smallest and largest number of warps of a program that normalises a group of a picture, and elements of each warp."""
+"""Smallest and largest number of warps of a program that normalises a group, and number of elements for each warp."""
 _PARTS, _MOST_PARTS = 64, 512
-"""Largest numbers of parts into which the pixels of a picture are divided. The first holds where every program of the
-last pass reads the moments (means and sums of squares) of all parts, the second where these are joined first."""
+"""Largest numbers of parts into which the pixels of a picture are divided. `_PARTS` applies where every program of the
+last pass reads the moments (means and sums of squares) of all parts, `_MOST_PARTS` where the moments are joined before.
+"""
 _LARGE = 16384
-"""Number of pixels of a picture above which the moments of its parts are joined before the last pass. This allows more
-parts, and few parts would leave most of a GPU idle."""
+"""Number of pixels of a picture above which the moments of its parts are joined before the last pass. Joining allows
+more parts; with few parts, most of a GPU would be idle.
+"""
 _PIXELS = 16
 """Smallest number of pixels of a part of a picture."""
 _ROWS = 32
 """Largest number of pixels that a program holds at once. With more, too few programs run on a multiprocessor."""
 _PROGRAMS, _MOST_PROGRAMS = 256, 528
-"""Largest numbers of programs for one picture: about as many as a large GPU runs at once, and several for each of its
-multiprocessors where the moments of parts are joined first. More programs would read more moments than pixels."""
+"""Largest numbers of programs for one picture. `_PROGRAMS`, about as many as a large GPU runs at once, applies where
+every program reads the moments of all parts: more programs would read more moments than pixels. `_MOST_PROGRAMS`,
+several for each multiprocessor, applies where the moments are joined before.
+"""
 _LANES = 128
 _JOINED_GROUPS = 8
-"""Number of groups whose moments (means and sums of squares) one program joins: so many fit into one read of a GPU."""
+"""Number of groups whose moments (means and sums of squares) one program joins: their values fill one read of a GPU."""
 
 
 def _prune_configs(configs: Sequence[Any], named_args: Mapping[str, Any], **constants: Any) -> Sequence[Any]:
-    """Return the one configuration with sixteen elements for a thread, or the nearest, so that nothing is measured.
+    """Return one configuration, with sixteen elements for a thread or the nearest, so that autotuning measures nothing.
 
     The configuration that is measured as fastest may differ between processes, and with it the order of additions and
     the last bits of the picture.
@@ -244,7 +248,16 @@ def _normalize_tiles(
 
 @triton.jit
 def _channel_moments(x, base, begin, end, channel, lane_mask, channels, LANES: tl.constexpr, ROWS: tl.constexpr):  # noqa: N803
-    """Return the mean of each channel over the pixels from begin to end, and the sum of squares around the mean."""
+    """Return the mean of each channel over the pixels from begin to end, and the sum of squares around the mean.
+
+    Args:
+        x: pointer to the batch in NHWC; channels: its number of channels.
+        base: index of the picture's first pixel in the batch.
+        begin, end: range of pixels in the picture.
+        channel: index of the channel of each lane.
+        lane_mask: lanes that hold a channel.
+        LANES, ROWS: numbers of channels and pixels that are read at a time.
+    """
     origin = tl.load(x + (base + begin) * channels + channel, mask=lane_mask, other=0.0).to(tl.float32)
     total = tl.zeros((ROWS, LANES), tl.float32)
     square = tl.zeros((ROWS, LANES), tl.float32)
@@ -275,7 +288,16 @@ def _combine_parts(
     group: tl.constexpr,
     PARTS: tl.constexpr,  # noqa: N803
 ):
-    """Return the mean of some groups over all parts of a picture, and the sum of squares around this mean."""
+    """Return the mean of some groups over all parts of a picture, and the sum of squares around this mean.
+
+    Args:
+        means, squares: pointers to the mean of each group in each part, and to the sum of squares around this mean.
+        base: index of the picture's first entry in `means` and `squares`.
+        number: indices of the groups; real: which of these groups exist.
+        pixels, parts, part_pixels: numbers of pixels and parts of the picture, and of pixels of a part.
+        groups, group: numbers of groups, and of channels of a group.
+        PARTS: `parts`, rounded up to a power of two.
+    """
     part = tl.arange(0, PARTS)
     count = tl.minimum(tl.maximum(pixels - part * part_pixels, 0), part_pixels).to(tl.float32)
     count = tl.where(part < parts, count, 0.0)[:, None]
@@ -304,7 +326,18 @@ def _normalize_rows(
     SILU: tl.constexpr,  # noqa: N803
     ROWS: tl.constexpr,  # noqa: N803
 ):
-    """Normalise the pixels from begin to end of one picture in some channels, and write them to `out`."""
+    """Normalise the pixels from begin to end of one picture in some channels, and write them to `out`.
+
+    Args:
+        x, out: pointers to the batch in NHWC and to the result; channels: number of channels.
+        base: index of the picture's first pixel in the batch.
+        begin, end: range of pixels in the picture.
+        channel: index of the channel of each lane.
+        lane_mask: lanes that hold a channel.
+        centre, gain, shift: numbers of each channel in (x - centre) * gain + shift.
+        SILU: whether SiLU follows.
+        ROWS: number of pixels that are read at a time.
+    """
     for first in tl.range(begin, end, ROWS, loop_unroll_factor=2):
         row = first + tl.arange(0, ROWS)
         inside = (row < end)[:, None] & lane_mask[None, :]
@@ -367,7 +400,7 @@ def read_strategy(x: Tensor, groups: int) -> ReadStrategy:
 def launch_group_norm(
     x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool, strategy: ReadStrategy
 ) -> Tensor:
-    """Return the result of `group_norm`, computed by the kernels of a strategy, whether it suits the size or not."""
+    """Return the result of `group_norm`, computed by the kernels of `strategy`, whether it suits the size or not."""
     out = torch.empty_like(x)
     if not x.numel():
         return out
@@ -516,8 +549,8 @@ def cases() -> Iterator[CompileCase]:
 def _split_pixels(pixels: int, blocks: int) -> tuple[int, int]:
     """Return the number of pixels of a part, and the number of parts, of a picture with `pixels` pixels.
 
-    The channels of a picture take `blocks` programs for each part. No part is empty, since an unrolled loop would not
-    detect that.
+    The channels of a picture take `blocks` programs for each part. No part is empty, since the kernels' unrolled loops
+    do not check for empty parts.
     """
     is_large = pixels > _LARGE
     most, programs = (_MOST_PARTS, _MOST_PROGRAMS) if is_large else (_PARTS, _PROGRAMS)

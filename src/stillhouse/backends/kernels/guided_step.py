@@ -26,7 +26,7 @@ from stillhouse.backends.kernels.launch import DTYPES, CompileCase, autotune, co
 from stillhouse.errors import InvalidRequest
 
 STEP_WEIGHTS = ("of_z", "of_output", "extrapolation", "z_weight", "x0_weight")
-"""Names of the first columns of the weights of a picture; the weights of its differences of branches follow."""
+"""Names of the first five columns of `weights` in `guided_step`; the weight of each difference of branches follows."""
 
 
 @autotune(["bucket", "PREVIOUS", "PAIRED", "TERMS"], warps=(1, 4), BLOCK=(256, 1024))
@@ -90,7 +90,7 @@ def guided_step(
             picture.
         rows: int32 [P, 1 + T], where T is the largest number of differences of branches of a picture. Each line has the
             index in `output` of the picture's base branch, then of the branch of each difference. A picture that has
-            fewer differences repeats its base, with weight 0. None: every picture has two rows, one behind the other.
+            fewer differences repeats its base, with weight 0. None: picture i has the rows 2 * i (base) and 2 * i + 1.
         weights: float32 [P, 5 + T]: the columns of `STEP_WEIGHTS`, then the weight of each difference.
         previous: denoised pictures of the step before, with the shape of z; None where the sampler does not use them.
 

@@ -124,5 +124,5 @@ def to_dense(x: Tensor) -> Tensor:
 
 
 def block_grid(count: int) -> Grid:
-    """Return the grid of a kernel: one program for each BLOCK of `count` elements, whatever BLOCK is tuned."""
+    """Return the grid of a kernel: one program for each BLOCK of `count` elements; autotuning chooses BLOCK."""
     return lambda meta: (triton.cdiv(count, meta["BLOCK"]),)

@@ -28,7 +28,7 @@ _FEWEST, _MOST = 1024, 4096
 
 
 def _prune_configs(configs: Sequence[Any], named_args: Mapping[str, Any], **constants: Any) -> Sequence[Any]:
-    """Return the configurations in which a program has 1024 to 4096 elements; without any, the nearest one."""
+    """Return the configurations with 1024 to 4096 elements for a program; if there are none, the nearest one."""
     wide = {**named_args, **constants}["COLUMNS"]
     fitting = [config for config in configs if _FEWEST <= config.kwargs["ROWS"] * wide <= _MOST]
     best = (1, 4) if wide > _MOST else (8, 1)
@@ -146,7 +146,7 @@ def bytes_moved(x: Tensor, has_residual: bool = False) -> int:
 
     Args:
         x: the input.
-        has_residual: whether a residual is added first, which is read too, and whose sum is written too.
+        has_residual: whether a residual is added first; then the residual is also read, and the sum is also written.
     """
     return (4 if has_residual else 2) * x.numel() * x.element_size()
 

@@ -53,7 +53,7 @@ class FusedGroupNormSiLU(nn.GroupNorm):
 
 
 class SiLULinear(nn.Linear):
-    """A linear layer that first applies the SiLU that was a separate module before it. That module is the identity."""
+    """A linear layer that first applies SiLU. The separate SiLU module before the layer becomes the identity."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """Return the projection of the input's SiLU."""
@@ -64,7 +64,7 @@ class FusedGEGLU(GEGLU):  # type: ignore[misc]
     """diffusers' GEGLU, whose gate is computed by a fused kernel after the projection."""
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the gated projection [..., D] of hidden states [..., d]."""
+        """Return the gated projection [..., D] of hidden states [..., d]. Further arguments are ignored."""
         out: Tensor = geglu(self.proj(hidden_states))
         return out
 
@@ -81,7 +81,10 @@ class FusedTransformerBlock(BasicTransformerBlock):  # type: ignore[misc]
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
-        """Return tokens [B, N, D] after self-attention, cross-attention and feed-forward of tokens [B, N, D]."""
+        """Return tokens [B, N, D] after self-attention, cross-attention and feed-forward of tokens [B, N, D].
+
+        The named arguments are those of diffusers' block; further arguments are ignored.
+        """
         first, second, third = self.norm1, self.norm2, self.norm3
         states = layer_norm(hidden_states, first.weight, first.bias, first.eps)
         own = encoder_hidden_states if self.only_cross_attention else None
@@ -132,8 +135,8 @@ class ModuleSwap:
 def swap_modules(network: nn.Module) -> ModuleSwap:
     """Replace, in place, all modules of a network that the fused kernels can compute; return the changes.
 
-    The network then cannot compute gradients. It should be channels last, since each GroupNorm copies a picture that is
-    in another memory format.
+    The network then cannot compute gradients. The network should be channels last, since each GroupNorm copies a
+    picture that is in another memory format.
 
     >>> swapped = swap_modules(unet)  # doctest: +SKIP
     >>> swapped.undo()  # doctest: +SKIP

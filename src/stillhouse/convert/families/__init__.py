@@ -18,7 +18,7 @@ _FAMILIES: dict[str, ConversionFamily] = {}
 
 
 def register_conversion(family: ConversionFamily) -> None:
-    """Let `find_conversion` return a family for the diffusers pipeline classes that it names in `pipelines`."""
+    """Register a family in this process: `find_conversion` returns it for each class name in `family.pipelines`."""
     _FAMILIES.update(dict.fromkeys(family.pipelines, family))
 
 

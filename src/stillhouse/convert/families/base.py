@@ -19,7 +19,7 @@ class SourceNetwork:
 
     Args:
         folder: name of the network in model_index.json, and of its sub-directory.
-        role: role by which LoRA files name this network.
+        role: role of the network, such as denoiser, under which `Adapter.layers` has its LoRA weights.
         classes: allowed classes of the network, each with `from_pretrained` and `save_pretrained`.
     """
 

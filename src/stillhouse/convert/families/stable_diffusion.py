@@ -219,17 +219,39 @@ def autoencoder_graphs(vae: Any) -> tuple[GraphExport, GraphExport]:
 
 
 def export_unet(unet: Any, graph: Path, weights: Path, tokens: int) -> None:
-    """Write the graph of a UNet2DConditionModel, traced with `tokens` tokens, and drop the module's weights."""
+    """Write the graph of a UNet2DConditionModel. The model's own weights are replaced by zeros to free memory.
+
+    Args:
+        unet: the model.
+        graph: ONNX file to write.
+        weights: the model's .safetensors file, in the directory of `graph`; the graph points to its tensors.
+        tokens: length in tokens of the example text with which the model is traced.
+    """
     export_graph(unet_graph(unet, tokens), graph, weights)
 
 
 def export_text_encoder(encoder: Any, graph: Path, weights: Path, tokens: int, *, penultimate: bool) -> None:
-    """Write the graph of a CLIP text encoder (see `text_encoder_graph`), and drop the module's weights."""
+    """Write the graph of a CLIP text encoder. The encoder's own weights are replaced by zeros to free memory.
+
+    Args:
+        encoder: the text encoder.
+        graph: ONNX file to write.
+        weights: the encoder's .safetensors file, in the directory of `graph`; the graph points to its tensors.
+        tokens, penultimate: as in `text_encoder_graph`.
+    """
     export_graph(text_encoder_graph(encoder, TEXT_ENCODERS[0], tokens, penultimate=penultimate), graph, weights)
 
 
 def export_vae(vae: Any, encoder: Path, decoder: Path, weights: Path) -> None:
-    """Write the graphs of an AutoencoderKL's encoder and decoder, and drop the module's weights."""
+    """Write the graphs of an AutoencoderKL's encoder and decoder.
+
+    The autoencoder's own weights are replaced by zeros to free memory.
+
+    Args:
+        vae: the autoencoder.
+        encoder, decoder: ONNX files to write.
+        weights: the autoencoder's .safetensors file, in the directory of both; the graphs point to its tensors.
+    """
     for graph, path in zip(autoencoder_graphs(vae), (encoder, decoder), strict=True):
         export_graph(graph, path, weights)
 

@@ -39,9 +39,9 @@ def read_image_folder(folder: Path) -> Iterator[CaptionedImage | SkippedImage]:
 
     A picture that cannot be used is yielded as a `SkippedImage` with the reason. The order is that of the paths.
 
-    The caption of NAME.png is the content of NAME.txt, else the caption that
-    metadata.jsonl or captions.jsonl in the same directory gives for this file. The caption of KEY.png in a tar file is
-    the content of KEY.txt, else `text`, `caption` or `prompt` in KEY.json.
+    The caption of NAME.png is the content of NAME.txt. Without NAME.txt, it is the caption that metadata.jsonl or
+    captions.jsonl in the same directory gives for this file. The caption of KEY.png in a tar file is the content of
+    KEY.txt, or without KEY.txt, `text`, `caption` or `prompt` in KEY.json.
 
     Raises:
         InvalidRequest: the folder does not exist or has no pictures, or a line of a caption file is not a JSON object
@@ -69,15 +69,16 @@ def read_image_folder(folder: Path) -> Iterator[CaptionedImage | SkippedImage]:
 
 
 def count_images(folder: Path) -> int | None:
-    """Return the number of image files in a folder and its subfolders; None if there are tar files, whose pictures
-    could only be counted by reading the tar files.
+    """Return the number of image files in a folder and its subfolders; None if the folder has tar files.
+
+    The pictures in tar files could only be counted by reading the tar files.
     """
     suffixes = [path.suffix.lower() for path in folder.rglob("*") if path.is_file()]
     return None if ".tar" in suffixes else sum(suffix in IMAGE_SUFFIXES for suffix in suffixes)
 
 
 def _read_metadata(path: Path) -> Mapping[str, str]:
-    """Read a caption file in JSON lines and return the captions by file name; empty for a line without a caption.
+    """Read a caption file in JSON lines and return the captions by file name; "" where a line has no caption.
 
     Raises:
         InvalidRequest: a line is not a JSON object with the key `file_name`.

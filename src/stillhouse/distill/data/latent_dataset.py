@@ -119,7 +119,10 @@ def encode_samples(pipeline: Pipeline, samples: Iterable[LatentSample]) -> dict[
 
 
 def encode_caption(pipeline: Pipeline, text: str) -> DenoiserInputs:
-    """Return the denoiser inputs of a caption by name, float16, except the guidance embedding."""
+    """Return the denoiser's text inputs of a caption by name, float16, without a batch axis.
+
+    The embedding of the guidance scale is left out.
+    """
     # Scale 1 avoids encoding a negative prompt. A distilled teacher gets None (its default), as it may refuse scale 1.
     unguided = None if pipeline.manifest.distilled else 1.0
     trajectory = pipeline.start(ImageRequest(text, guidance=unguided))
@@ -142,5 +145,5 @@ def inputs_to_numpy(pipeline: Pipeline, inputs: Mapping[str, Any]) -> Mapping[st
 
 
 def inputs_to_f16(inputs: Mapping[str, Any]) -> DenoiserInputs:
-    """Convert denoiser inputs to float16 tensors by name, and leave out the guidance embedding."""
+    """Return denoiser inputs as float16 tensors by name, without the embedding of the guidance scale."""
     return {name: torch.from_numpy(np.array(row)).half() for name, row in inputs.items() if name != _GUIDANCE_INPUT}

@@ -21,7 +21,10 @@ from stillhouse.shapes.caption import random_training_caption
 
 
 def dataset_key(manifest: Manifest, settings: DistillSettings) -> str:
-    """Return a hash of the teacher and the training data, which is part of the name of the data's cache folder."""
+    """Return a hash of the teacher and the training data, which is part of the name of the data's cache folder.
+
+    `manifest` is the teacher's; `settings` name the data.
+    """
     parts = [files_checksum(manifest), _data_description(settings), settings.samples, settings.seed]
     # Trajectories depend on guidance, step counts and task too, because they hold the teacher's guided latents at the
     # first student's noise levels.
@@ -54,7 +57,7 @@ def open_samples(
 
 
 def expected_samples(settings: DistillSettings) -> int:
-    """Return the number of training samples that progress reports announce.
+    """Return the total number of training samples that progress reports show.
 
     For a folder this is the number of its image files, at most `settings.samples`. For a folder with tar files it is
     `settings.samples`, because counting would have to read the tar files.
@@ -103,8 +106,8 @@ def _folder_captions(folder: Path, on_skipped: Callable[[SkippedImage], None]) -
 def _data_description(settings: DistillSettings) -> Any:
     """Return a JSON value that identifies the training data, for `dataset_key`.
 
-    The value is the name of a model that ships with the package, the prompts, or the path of a folder with the name,
-    size and time of change of each file.
+    For data that the package renders, the value is their name, such as "shapes". For data of the teacher, the value
+    holds the prompts. For a folder, the value holds its path, and name, size and time of change of each file.
     """
     if settings.data in EMBEDDED:
         return settings.data

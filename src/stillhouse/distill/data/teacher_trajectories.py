@@ -110,7 +110,10 @@ class TrajectoryDataset:
         return len(self.latents)
 
     def to(self, device: torch.device) -> "TrajectoryDataset":
-        """Return a copy on `device` if this is a GPU whose free memory is twice the copy's size; else the dataset."""
+        """Return a copy on `device`, or the dataset itself where the copy does not fit or `device` is no GPU.
+
+        The copy is made where it takes at most half of the GPU's free memory.
+        """
         if device.type != "cuda":
             return self
         # The teacher's sampling has left memory in torch's cache, which `mem_get_info` would count as used.

@@ -44,7 +44,7 @@ ProgressFn = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GenerationSetup:
-    """A way to generate pictures: a pipeline, and a request for steps, sampler and guidance.
+    """A way to generate pictures: a pipeline, and a request that gives steps, sampler and guidance.
 
     Prompt and seed of the request are replaced for each picture.
     """

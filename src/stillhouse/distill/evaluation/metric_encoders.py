@@ -21,7 +21,7 @@ _BATCH = 32
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Mean and standard deviation of the RGB values of CLIP's training pictures, from 0 to 1.
 
-They are used where a CLIP model has no preprocessor_config.json."""
+These values are used where a CLIP model has no preprocessor_config.json."""
 
 
 @dataclass(frozen=True, slots=True)

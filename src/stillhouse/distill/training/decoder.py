@@ -54,7 +54,10 @@ class TinyDecoder(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, latent_sample: Tensor) -> Tensor:
-        """Return pictures with values approximately from -1 to 1."""
+        """Return pictures for unscaled latents [B, c, h, w], with values approximately from -1 to 1.
+
+        Pictures are [B, 3, h * downscale, w * downscale].
+        """
         scaled = (latent_sample - self.latent.shift_factor) * self.latent.scaling_factor
         # The latents are softly clipped at three standard deviations, because outliers would discolour whole regions of
         # the picture.

@@ -92,7 +92,14 @@ class GuidanceDistillation:
         return torch.from_numpy(rng.integers(len(self.level_table.alphas) - 1, size=(count, 1)))
 
     def target(self, teacher: DenoiseFn, student: DenoiseFn, z: Tensor, paths: Tensor) -> Tensor:
-        """Return the clean latents that the guided teacher predicts from `z`, in the shape of `z`."""
+        """Return the clean latents that the guided teacher predicts from `z`, in the shape of `z`.
+
+        Args:
+            teacher: denoiser with guidance, with the conditioning of the batch.
+            student: not used.
+            z: noisy latents, [B, C, h, w].
+            paths: noise level of each example, as `sample_paths` returns it.
+        """
         return teacher(z, self.level_table.at(paths[:, 0]))
 
 
@@ -177,8 +184,8 @@ class PhasedConsistency:
     def sample_paths(self, rng: np.random.Generator, count: int) -> Tensor:
         """Return three noise levels for each example, as rows of the level table, int64 [count, 3].
 
-        They are a random level of the teacher's grid, the next level of this grid, and the end of the phase (interval
-        between two student levels).
+        The three levels are a random level of the teacher's grid, the next level of this grid, and the end of the phase
+        (interval between two student levels).
         """
         return self._table[torch.from_numpy(rng.integers(len(self._table), size=count))]
 

@@ -26,7 +26,7 @@ _PROJECTION = "time_embedding.cond_proj.weight"
 DenoiserInputs = Mapping[str, Tensor]
 """Inputs of a denoiser besides latents and timesteps, by name.
 
-They are encoder_hidden_states [B, L, D], and for SDXL also text_embeds and time_ids."""
+The names are encoder_hidden_states [B, L, D], and for SDXL also text_embeds and time_ids."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

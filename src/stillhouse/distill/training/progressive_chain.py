@@ -253,7 +253,7 @@ def build_student_network(denoiser: Denoiser, recipe: ChainRecipe) -> Any:
 def freeze(denoiser: Denoiser) -> Denoiser:
     """Prepare a denoiser in place for use without training, and return it.
 
-    Gradients are dropped and disabled, and the network is set to evaluation mode.
+    Gradients are deleted and disabled, and the network is set to evaluation mode.
     """
     denoiser.network.zero_grad(set_to_none=True)
     denoiser.network.eval().requires_grad_(False)
@@ -296,7 +296,7 @@ def _fingerprint(previous: str, name: str, method: DistillationMethod, recipe: C
     Args:
         previous: hash of the preceding student, or of teacher and dataset for the first student.
         name: name of the student.
-        method: timestep grids of the training.
+        method: distillation method, with the timestep grids of the training.
         recipe: hyper-parameters of all students.
     """
     timesteps = method.grid_pair.student.timesteps.tolist() if method.grid_pair else None
@@ -310,6 +310,12 @@ def _check_checkpoints(stages: Sequence[StagePlan], recipe: ChainRecipe, origin:
 
     The students are checked in the order of training, up to the first one whose training may stop early (`patience`).
     Later fingerprints depend on the number of updates of this student, which is not known before the training.
+
+    Args:
+        stages: plans of all students.
+        recipe: hyper-parameters of all students.
+        origin: identifies teacher and dataset.
+        folder: folder of the checkpoints.
     """
     fingerprint = origin
     for plan in stages:

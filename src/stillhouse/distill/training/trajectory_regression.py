@@ -191,7 +191,7 @@ class TrajectoryRegressionStage:
     def rollouts(self, count: int) -> tuple[Tensor, Tensor]:
         """Return final latents of student and teacher on held-out trajectories, float32 [count, C, h, w] each.
 
-        Where fewer than `count` trajectories are held out, they are repeated.
+        Where fewer than `count` trajectories are held out, the held-out trajectories are repeated.
         """
         return self._rollouts(self._eval_indices[torch.arange(count) % len(self._eval_indices)])
 

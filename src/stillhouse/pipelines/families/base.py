@@ -31,7 +31,7 @@ class NetworkCall:
         role: role of the network in the manifest.
         inputs: names of the network's inputs, out of `Family.feeds` and the outputs of earlier networks; empty: all of
             `Family.feeds`, and for the last network also all outputs of earlier networks.
-        outputs: names of the outputs that later networks take, each mapped to the name of their input.
+        outputs: name of each output that later networks take, mapped to the name of the input that takes it.
     """
 
     role: str
@@ -98,7 +98,10 @@ class Family(Protocol):
         """
 
     def batch_key(self, manifest: Manifest, request: ImageRequest) -> tuple[int, ...]:
-        """Return what pictures must have in common to share a batch, besides their size: the padded length of texts."""
+        """Return the values that pictures must have in common to share a batch, besides their size.
+
+        An example is the length to which texts are padded.
+        """
 
     def tokenize(self, tokenizers: Mapping[str, Tokenizer], text: str, key: tuple[int, ...]) -> Mapping[str, Tensors]:
         """Return the inputs of each text encoder, by role and name, with a batch axis.

@@ -60,7 +60,7 @@ class StableDiffusion:
     options: type[Any] = StableDiffusionOptions
 
     def is_inpainting(self, manifest: Manifest) -> bool:
-        """Return whether the U-Net's channels have room for the mask and the masked picture's latents."""
+        """Return whether the U-Net has input channels for the mask and the masked picture's latents."""
         return bool(manifest.family_options.get("in_channels") == 2 * manifest.latent.channels + 1)
 
     def takes_guidance(self, manifest: Manifest) -> bool:
@@ -156,7 +156,7 @@ class StableDiffusion:
     def encode_image(self, context: Context, picture: Picture) -> Array:
         """Return the normalised latents of a picture, [C, h, w].
 
-        They are the mean of the encoder's distribution; diffusers draws a random sample instead.
+        The latents are the mean of the encoder's distribution; diffusers draws a random sample instead.
         """
         return self._encode_signal(context, normalize_pixels(picture))
 

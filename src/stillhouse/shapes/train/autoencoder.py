@@ -62,8 +62,8 @@ class AutoencoderStage:
         """Evaluate the reconstruction of 200 pictures.
 
         Returns:
-            by name, the oracle's mean scores of the reconstructed pictures (it recognises their figures), which no
-            denoiser can exceed, and `psnr`, their PSNR in dB.
+            scores of the reconstructed pictures by name: the oracle's mean scores, which no denoiser can exceed, and
+            `psnr`, the PSNR in dB. The oracle recognises the figures in pictures.
         """
         originals = [render_scene(scene) for scene in self._scenes]
         decoded = [

@@ -7,7 +7,8 @@ _COLOURS = tuple(PALETTE)
 SLOTS: tuple[tuple[str, ...], ...] = (SHAPES, _COLOURS, SIZES, SHAPES, _COLOURS, SIZES, RELATIONS, _COLOURS)
 """Possible words of each slot (attribute of a caption).
 
-The slots are shape, colour and size of the first figure, the same of the second figure, relation, background colour."""
+The slots are shape, colour and size of the first figure; shape, colour and size of the second figure; relation;
+background colour."""
 
 
 def encode_slots(caption: Description) -> list[int]:

@@ -18,7 +18,7 @@ _RESERVED_WORDS = (
 )
 """Words that fine-tuned models may need in addition to the captions' grammar.
 
-They have tokens from the start, because no token can be added to a trained model."""
+These words have tokens from the start, because no token can be added to a trained model."""
 WORDS = tuple(
     sorted(
         {*SIZES, *PALETTE, *SHAPES, *" ".join(RELATIONS).split(), *["a", "on", "background"], *_RESERVED_WORDS.split()}
