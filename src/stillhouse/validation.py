@@ -19,7 +19,10 @@ T = TypeVar("T")
 
 
 class InvalidDocument(ValueError):
-    """A value does not fit its type. The message begins with the path of the value, such as `$.defaults.steps`."""
+    """A value does not fit its type.
+
+    The message begins with the path of the value, such as `$.defaults.steps`, where `$` is the whole document.
+    """
 
 
 def convert(kind: type[T], value: object, path: str = "$") -> T:

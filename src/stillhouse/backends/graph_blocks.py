@@ -158,7 +158,7 @@ class _CachedPredicate:
 
 
 def _split_by_module(nodes: Sequence[_Scoped], depth: int, inside: tuple[str, ...] = ()) -> Iterator[Block]:
-    """Yield a block for each module at a depth of the module tree; over 16 nodes are divided by submodule.
+    """Yield a block for each module at a depth; a module with over 16 nodes is divided into its submodules.
 
     Args:
         nodes: nodes to group, each with the names of the modules around it.

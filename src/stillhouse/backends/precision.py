@@ -222,9 +222,10 @@ def _infer_element_types(graph: Path) -> dict[str, int]:
 
 
 def _angle_nodes(nodes: Iterable[Node], constants: Collection[str]) -> set[str]:
-    """Return the names of the nodes that compute an angle, from the last layer with weights on, and of its sine.
+    """Return the names of each sine node, and of the nodes between the last layer with weights and the sine.
 
-    These nodes stay in float32. Half precision has a significand of 11 bits, too few for an angle of 900 radians.
+    These nodes compute the sine of an angle and stay in float32. Half precision has a significand of 11 bits, too few
+    for an angle of 900 radians. `constants` are the names of the graph's constants.
     """
     sources: set[str] = set()
     names = set()

@@ -3,7 +3,7 @@
 For onnxruntime and TensorRT this module rewrites the graph with standard operators. `onnxruntime.quantization` is not
 used: it loads the whole model and writes copies of it. Here one constant at a time is read, rounded and written, so
 that 2.2 GB of weights need 0.8 GB of memory. On the denoiser of the embedded model "shapes", the signal to noise ratio
-is 24 dB, and 22 dB with the library and the same bits. For OpenVINO, NNCF is used.
+is 24 dB; with the library and the same number of bits, the ratio is 22 dB. For OpenVINO, NNCF is used.
 
 Where inputs are unsigned, signed weights are rounded to 7 bits (`reduce_range`, `overflow_fix`). Without VNNI
 instructions, x86 adds two 8-bit products in 16 bits, and the sum saturates (onnxruntime.ai, "Quantize ONNX models"). On

@@ -88,8 +88,7 @@ class RunnerOptions:
         threads: upper limit of the number of threads; None: the runtime chooses. With torch the limit holds for the
             whole process.
         shapes: static shapes by input name; inputs that are left out keep the axes of the graph.
-        static: whether torch may compile separate code for each input shape where the network is opened once for
-            several shapes.
+        static: whether torch compiles separate code for each set of input shapes, instead of code for any shapes.
         batch_sizes: batch sizes (lengths of the first axis) for which tensorrt builds a single engine.
         cache: directory in which openvino and tensorrt store compiled networks.
         streams: 1 runs a batch as a whole. With n above 1 (openvino), every row of the first axis runs by itself, n
@@ -164,7 +163,7 @@ class GraphRunner:
         return self._call(self.device_run, ordered)
 
     def _call(self, run: Callable[[dict[str, Any]], Sequence[Any]], feeds: dict[str, Any]) -> dict[str, Any]:
-        """Call the runtime and return its results by the names of the outputs."""
+        """Call the runtime by `run` and return its results by name of the output. Its errors become BackendFailed."""
         try:
             results = run(feeds)
         except Exception as error:
@@ -233,7 +232,10 @@ def fix_axes(shapes: Mapping[str, tuple[int, ...]], axes: Mapping[str, Axes]) ->
 
 
 def _axis_fits(axis: int | str | None, length: int, lengths: dict[str, int]) -> bool:
-    """Return whether an axis may have a length. `lengths` has the length of each named axis; a new one is added."""
+    """Return whether an axis may have a length.
+
+    `lengths` has the length of each named axis so far; the length of a new name is added.
+    """
     expected = lengths.setdefault(axis, length) if isinstance(axis, str) else axis
     return length > 0 and expected in (None, length)
 

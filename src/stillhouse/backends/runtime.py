@@ -21,7 +21,7 @@ _EXTRAS = {
     "triton": "gpu",
     "torchao": "gpu",
 }
-"""Extra of Stillhouse that installs each optional package in a version that fits."""
+"""Name of the extra of Stillhouse that installs an optional package, by name of the package."""
 OUT_OF_MEMORY_FIX = (
     "use smaller pictures, smaller batches, a tiled decoder, or offload the weights to the processor's memory"
 )

@@ -132,8 +132,8 @@ def _signature(path: Path) -> Signature:
 def _is_reduced(node: NodeProto, halves: set[str]) -> bool:
     """Return whether a node computes in half precision or small integers.
 
-    `halves` holds the names of tensors in half precision. Where a node only copies a tensor in half precision, as
-    Reshape does, its outputs are added.
+    `halves` holds the names of tensors in half precision. A node that only copies or casts tensors computes nothing;
+    the names of its outputs in half precision are added to `halves`.
     """
     operator = node.op_type
     takes = _cast_type(node) in HALF_TYPES if operator == "Cast" else not halves.isdisjoint(node.input)

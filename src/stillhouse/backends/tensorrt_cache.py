@@ -29,8 +29,8 @@ class ShapeRange:
     """The shapes of an input for which an engine is built.
 
     Args:
-        minimum, optimum, maximum: length of each axis. An engine is fastest at the optimum. Its shapes are static where
-            all three are equal.
+        minimum, optimum, maximum: length of each axis. An engine is fastest at the optimum. The input's shape is static
+            where all three are equal.
 
     Raises:
         InvalidRequest: the shapes differ in rank, or a length decreases from minimum to maximum.

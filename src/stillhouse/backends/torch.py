@@ -87,8 +87,8 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
         graphs: none, or cuda: on a GPU, a CUDA graph launches all kernels of a call at once, see `torch_graphs`.
         offload: none, or cpu: on a GPU, weights stay in the processor's memory and are copied layer by layer.
 
-    At every call, `threads` sets torch's number of threads for the whole process. Idle threads sleep, unless the
-    environment variable OMP_WAIT_POLICY says otherwise or torch was imported before Stillhouse set the variable.
+    At every call, `options.threads` sets torch's number of threads for the whole process. Idle threads sleep, unless
+    the environment variable OMP_WAIT_POLICY says otherwise or torch was imported before Stillhouse set the variable.
 
     Raises:
         RuntimeMissing: torch, diffusers or a package that they need is not installed, or torch cannot use CUDA.

@@ -1,4 +1,4 @@
-"""The configurations of the torch backend that `accelerate` measures."""
+"""The configurations of the torch backend that `stillhouse accelerate` measures."""
 
 from collections.abc import Iterator
 from dataclasses import replace

@@ -172,7 +172,7 @@ def _find(name: str, layout: Mapping[str, StoredTensor], weights: Path, prefix: 
         name: name of the parameter.
         layout: the file's tensors by name, from `read_safetensors_index`.
         weights: path of the file, for the error message.
-        prefix: prefix that the file's names may have in addition to the parameter's name, or lack.
+        prefix: prefix that may be part of the name in the file only, or of the parameter's name only.
 
     Raises:
         ImportFailed: the file has no such tensor in float32, float16 or bfloat16.

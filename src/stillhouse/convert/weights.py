@@ -22,7 +22,7 @@ def read_module(folder: Path, kind: Any, dtype: str | None) -> Any:
     Args:
         folder: directory with config.json and weights.
         kind: the network's class in diffusers or transformers.
-        dtype: a name in `DTYPES`; None: the widest dtype in the files.
+        dtype: a name in `DTYPES`, such as float16; None: the widest dtype in the files.
 
     Raises:
         ImportFailed: the weights are missing, broken, or of another network; or `dtype` is not in `DTYPES`.

@@ -124,6 +124,12 @@ def _write_diffusers(directory: Path, teacher: Manifest, student: Student, targe
     """Copy the teacher's diffusers files to `target`, then write the student's denoiser and noise schedule over them.
 
     The networks' ONNX graphs and the manifest are not copied.
+
+    Args:
+        directory: the teacher's pipeline directory.
+        teacher: the teacher's manifest.
+        student: the trained student.
+        target: directory to write.
     """
     ignored = shutil.ignore_patterns(*_NOT_COPIED, MANIFEST, "*.onnx", "*.html", "*.xlsx")
     shutil.copytree(directory, target, ignore=ignored)
@@ -166,7 +172,7 @@ def _write_decoder(decoder: TinyDecoder, channels: int, directory: Path) -> Comp
 
 
 def _denoiser_dtype(directory: Path, teacher: Manifest) -> str:
-    """Return the dtype in which the teacher's denoiser is stored: float32, float16 or bfloat16."""
+    """Return the dtype of the denoiser's weights in the teacher's `directory`: float32, float16 or bfloat16."""
     layout = read_safetensors_index(directory / teacher.components["denoiser"].weights)
     return _DTYPES[next(iter(layout.values())).dtype]
 

@@ -221,7 +221,7 @@ def _array_checksum(array: NDArray[np.uint8] | None) -> dict[str, Any] | None:
 
 
 def _parameters_text(request: ImageRequest, model: str | None) -> str:
-    """Return a request as the text that other image generators write into a PNG under the key `parameters`."""
+    """Return a request and the pipeline's name as other image generators write them into a PNG's text `parameters`."""
     parameters: Mapping[str, Any] = {
         "Steps": request.steps,
         "Sampler": request.sampler,
@@ -283,12 +283,12 @@ def _too_large(name: Path | str, largest: int) -> InvalidRequest:
 
 
 def _decoder_message(error: Exception, path: object) -> str:
-    """Return the message of pillow's error, with "it" in place of an open file's description (a memory address)."""
+    """Return the message of pillow's error. The description of an open file, a memory address, becomes "it"."""
     return str(error).replace(repr(path), "it")
 
 
 def _flatten(picture: Image.Image, background: str) -> Image.Image:
-    """Rotate a picture as its EXIF data says, and put its transparent parts on a background of one colour."""
+    """Return a picture rotated as its EXIF data says, with its transparent parts on a background of one colour."""
     upright = ImageOps.exif_transpose(picture)
     if not upright.has_transparency_data:
         return upright

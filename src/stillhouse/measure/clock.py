@@ -1,7 +1,7 @@
 """Timing of several implementations in interleaved rounds, and their speed ratio.
 
 The speed of a machine drifts within minutes. So times that were measured minutes apart cannot be compared. Two times of
-the same round can be compared, and the result is the mean of their ratio over all rounds.
+the same round can be compared, and the result is a mean of their ratios over all rounds.
 """
 
 from collections.abc import Callable, Mapping, Sequence

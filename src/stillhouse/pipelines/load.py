@@ -57,8 +57,8 @@ def load(
 ) -> Pipeline:
     """Open a pipeline by the name of an embedded model or by directory; the other arguments are as in `Pipeline`.
 
-    If `stillhouse accelerate` chose backends and precisions on another machine, they are checked first, which takes
-    seconds, and replaced where they do not fit this machine; see `revalidate`. With `backend`, this check is skipped.
+    If `stillhouse accelerate` chose backends and precisions on another machine, these are checked first, which takes
+    seconds, and replaced where this machine cannot use them; see `revalidate`. With `backend`, this check is skipped.
 
     >>> load("shapes").generate("a red circle", seed=7).image.shape  # doctest: +SKIP
     (64, 64, 3)

@@ -166,7 +166,7 @@ class Defaults:
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """The machine on which `stillhouse accelerate` chose how networks are run, and data to check this elsewhere.
+    """The machine on which `stillhouse accelerate` chose how networks run, and data to check the choice on others.
 
     Args:
         fingerprint: fingerprint of the machine; see `measure.machine`.

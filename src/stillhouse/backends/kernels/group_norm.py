@@ -44,7 +44,8 @@ _FEWEST_WARPS, _MOST_WARPS, _WARP_ELEMENTS = 4, 32, 512
 """Smallest and largest number of warps of a program that normalises a group, and number of elements for each warp."""
 _PARTS, _MOST_PARTS = 64, 512
 """Largest numbers of parts into which the pixels of a picture are divided. `_PARTS` applies where every program of the
-last pass reads the moments (means and sums of squares) of all parts, `_MOST_PARTS` where the moments are joined before.
+last pass reads the moments (means and sums of squares) of all parts, `_MOST_PARTS` where an earlier pass joins the
+moments.
 """
 _LARGE = 16384
 """Number of pixels of a picture above which the moments of its parts are joined before the last pass. Joining allows
@@ -57,7 +58,7 @@ _ROWS = 32
 _PROGRAMS, _MOST_PROGRAMS = 256, 528
 """Largest numbers of programs for one picture. `_PROGRAMS`, about as many as a large GPU runs at once, applies where
 every program reads the moments of all parts: more programs would read more moments than pixels. `_MOST_PROGRAMS`,
-several for each multiprocessor, applies where the moments are joined before.
+several for each multiprocessor, applies where an earlier pass joins the moments.
 """
 _LANES = 128
 _JOINED_GROUPS = 8

@@ -191,7 +191,7 @@ def text_encoder_graph(encoder: Any, role: str, tokens: int, *, penultimate: boo
     Args:
         encoder: a CLIPTextModel or CLIPTextModelWithProjection.
         role: role of the text encoder.
-        tokens: length of a text in tokens.
+        tokens: length in tokens of the example text with which the encoder is traced.
         penultimate: True: the graph returns the hidden states before the last layer, without the final norm, as SDXL
             needs them.
     """

@@ -192,8 +192,8 @@ class PhasedConsistency:
     def target(self, teacher: DenoiseFn, student: DenoiseFn, z: Tensor, paths: Tensor) -> Tensor:
         """Return the clean latents with which the student's jump from `z` to the end of the phase is consistent.
 
-        A phase is an interval between two student levels. A jump is consistent if it ends where the student's jump ends
-        that follows one teacher step from `z`.
+        A phase is an interval between two student levels. A jump is consistent if it ends at the same latents as one
+        teacher step from `z` and the student's jump after this step.
 
         Args:
             teacher, student: denoisers with the conditioning of the batch.
