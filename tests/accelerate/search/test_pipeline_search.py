@@ -1,5 +1,6 @@
-"""Sweep of a whole pipeline within a minute: components, sampling variants, and a directory that generates."""
+"""Sweep of a whole pipeline within a budget: components, sampling variants, and a directory that generates."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,24 +20,31 @@ from stillhouse.accelerate.views.write_reports import write_reports
 from stillhouse.accelerate.workspace import original_components, original_manifest, prepare_workspace
 from stillhouse.images.files import read_picture
 from stillhouse.measure.clock import Timing
-from stillhouse.pipelines.load import load
-from stillhouse.pipelines.manifest import read_manifest
+from stillhouse.pipelines.load import find_pipeline, load
+from stillhouse.pipelines.manifest import read_manifest, write_manifest
 from tests.accelerate.budgets import QUICK, QUICK_FINAL
 from tests.accelerate.trials import make_report, make_trial
+
+STEPS = 8
 
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
-    directory = tmp_path_factory.mktemp("whole") / "out"
+    """A sweep of the embedded model with a quarter of its steps."""
+    source, directory = tmp_path_factory.mktemp("few") / "shapes", tmp_path_factory.mktemp("whole") / "out"
+    shutil.copytree(find_pipeline("shapes"), source)
+    manifest = read_manifest(source)
+    write_manifest(source, replace(manifest, defaults=replace(manifest.defaults, steps=STEPS)))
     options = AccelerateOptions(
         backends=("onnxruntime", "openvino"),
         recipes=("f32",),
         components=("denoiser",),
         timing_budget=QUICK,
         final_timing_budget=QUICK_FINAL,
-        budget=75.0,
+        threads=1,
+        budget=35.0,
     )
-    return directory, run_sweep(prepare_workspace("shapes", directory), options)
+    return directory, run_sweep(prepare_workspace(str(source), directory), options)
 
 
 def test_the_plain_loops_are_measured_beside_the_chosen_networks(swept: tuple[Path, Report]) -> None:
