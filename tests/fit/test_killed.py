@@ -11,68 +11,64 @@ import pytest
 import torch
 
 LINE_PROGRAM = """
-import os, signal, sys
-from pathlib import Path
-import torch
 from stillhouse.fit.fit import fit
 from tests.fit.test_fit import LineStage, weights
 
-folder, where, at = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-saved, save = 0, torch.save
+def train(folder, where, at):
+    saved, save = 0, torch.save
 
-class Killed(LineStage):
-    def loss(self, update):
-        if where == "learning" and update == at:
+    class Killed(LineStage):
+        def loss(self, update):
+            if where == "learning" and update == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().loss(update)
+
+    def cut(state, path):
+        nonlocal saved
+        save(state, path)
+        saved += 1
+        if saved == at:
+            os.truncate(path, path.stat().st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().loss(update)
 
-def cut(state, path):
-    global saved
-    save(state, path)
-    saved += 1
-    if saved == at:
-        os.truncate(path, path.stat().st_size // 2)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-if where == "writing":
-    torch.save = cut
-stage = Killed()
-fit(stage, folder, lambda log: None, save_every=0.0)
-save(weights(stage), folder / "weights.pt")
+    if where == "writing":
+        torch.save = cut
+    stage = Killed()
+    fit(stage, folder, lambda log: None, save_every=0.0)
+    save(weights(stage), folder / "weights.pt")
 """
 CHAIN_PROGRAM = """
-import os, signal, sys
-from pathlib import Path
-import torch
 from stillhouse.distill.training.progressive_chain import TrainingRun, train_chain
 from tests.distill.training.test_progressive_chain import RECIPE, RandomLatents, teacher, weights
 
-folder, at = Path(sys.argv[1]), int(sys.argv[3])
-reports = 0
+def train(folder, where, at):
+    reports = 0
 
-def report(log):
-    global reports
-    reports += 1
-    if reports == at:
-        os.kill(os.getpid(), signal.SIGKILL)
+    def report(log):
+        nonlocal reports
+        reports += 1
+        if reports == at:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-students = train_chain(teacher(), RandomLatents(), RECIPE, TrainingRun(folder, report, save_every=0.0))
-torch.save([weights(student) for student in students], folder / "weights.pt")
+    students = train_chain(teacher(), RandomLatents(), RECIPE, TrainingRun(folder, report, save_every=0.0))
+    torch.save([weights(student) for student in students], folder / "weights.pt")
 """
-
-
-def run_training(program: str, folder: Path, where: str = "nowhere", at: int = -1) -> int:
-    """Run a training process that kills itself at a point, and return its exit code."""
-    folder.mkdir(exist_ok=True)
-    environment = {
-        **os.environ,
-        "PYTHONPATH": f"{Path(__file__).parents[2]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "-W", "ignore", "-c", program, str(folder), where, str(at)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr
-    return done.returncode
+IMPORTS = """
+import os, signal, sys
+from pathlib import Path
+import torch
+"""
+RUNS = """
+folder, where, at = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+for name, *kill in (("whole", "nowhere", -1), ("parts", where, at), ("parts", "nowhere", -1)):
+    (folder / name).mkdir(exist_ok=True)
+    child = os.fork()
+    if not child:
+        train(folder / name, *kill)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+"""Each run is a process of its own, forked before torch computes: the libraries are imported once for all three."""
 
 
 @pytest.mark.parametrize(
@@ -82,12 +78,25 @@ def run_training(program: str, folder: Path, where: str = "nowhere", at: int = -
 def test_a_killed_run_resumes_bit_exactly(program: str, where: str, moments: int, tmp_path: Path) -> None:
     at = random.randint(1, moments)
     print(f"killed at {at}")
-    assert run_training(program, tmp_path / "whole") == 0
-    assert run_training(program, tmp_path / "parts", where, at) == -signal.SIGKILL
-    assert run_training(program, tmp_path / "parts") == 0
+    assert run_training(program, tmp_path, where, at) == [0, -signal.SIGKILL, 0]
     whole, parts = ((tmp_path / name / "weights.pt") for name in ("whole", "parts"))
     assert _is_equal(torch.load(whole, weights_only=True), torch.load(parts, weights_only=True))
     assert not list((tmp_path / "parts").glob("*.partial"))
+
+
+def run_training(program: str, folder: Path, where: str, at: int) -> list[int]:
+    """Train whole, then in parts: a process that kills itself at a point, and one that resumes. Return their codes."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{Path(__file__).parents[2]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-W", "ignore", "-c", IMPORTS + program + RUNS, str(folder), where, str(at)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    codes = [int(code) for code in done.stdout.split()]
+    assert all(code in (0, -signal.SIGKILL) for code in codes), done.stderr
+    return codes
 
 
 def _is_equal(one: object, other: object) -> bool:
