@@ -1,6 +1,7 @@
 """Tiny random checkpoints of every architecture that is known, written by diffusers itself."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,54 +14,85 @@ from tests.conftest import PROMPT, SIZE
 KINDS = ("sd1", "sd2", "inpaint", "xl")
 
 
-def write_checkpoint(kind: str, directory: Path, *, widths: tuple[int, int] = (32, 64), half: bool = False) -> None:
-    """Write one of `KINDS`; `widths` are the channels of the U-Net's blocks, `half` stores weights in float16."""
+@dataclass(frozen=True, slots=True)
+class NetworkSizes:
+    """Sizes of a checkpoint's networks.
+
+    Args:
+        unet: channels of the U-Net's blocks.
+        vae: channels of the autoencoder's blocks.
+        text_layers: layers of each text encoder.
+        picture: width and height of the pictures, in pixels.
+    """
+
+    unet: tuple[int, ...] = (32, 64)
+    vae: tuple[int, ...] = (8, 16, 16)
+    text_layers: int = 2
+    picture: int = SIZE
+
+    @property
+    def latents(self) -> int:
+        """Width and height of the latents."""
+        return self.picture >> (len(self.vae) - 1)
+
+
+SMALLEST = NetworkSizes(unet=(16,), vae=(4, 8), text_layers=1, picture=16)
+"""One block in the U-Net: a call takes a third of the time, mostly because it makes fewer calls of torch."""
+
+
+def write_checkpoint(kind: str, directory: Path, sizes: NetworkSizes = NetworkSizes(), *, half: bool = False) -> None:
+    """Write one of `KINDS`; `half` stores weights in float16."""
     torch.manual_seed(KINDS.index(kind))
     tokenizer = directory.parent / f"{kind}-tokenizer"
     write_tokenizer(tokenizer, padding="!" if kind in ("sd2", "inpaint") else "<|endoftext|>")
     parts: dict[str, Any] = {
         "tokenizer": transformers.CLIPTokenizer.from_pretrained(tokenizer),
-        "text_encoder": transformers.CLIPTextModel(text_config(gelu="gelu" if kind != "sd1" else "quick_gelu")),
-        "unet": unet(kind, widths),
-        "vae": vae(),
+        "text_encoder": transformers.CLIPTextModel(
+            text_config(gelu="gelu" if kind != "sd1" else "quick_gelu", layers=sizes.text_layers)
+        ),
+        "unet": unet(kind, sizes),
+        "vae": vae(sizes),
         "scheduler": scheduler(kind),
     }
     if kind == "xl":
         write_tokenizer(tokenizer, padding="!")
         parts["tokenizer_2"] = transformers.CLIPTokenizer.from_pretrained(tokenizer)
-        parts["text_encoder_2"] = transformers.CLIPTextModelWithProjection(text_config(gelu="gelu", projection=16))
+        parts["text_encoder_2"] = transformers.CLIPTextModelWithProjection(
+            text_config(gelu="gelu", projection=16, layers=sizes.text_layers)
+        )
         pipeline = diffusers.StableDiffusionXLPipeline(**parts)
     else:
         shape = diffusers.StableDiffusionInpaintPipeline if kind == "inpaint" else diffusers.StableDiffusionPipeline
         parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
         pipeline = shape(**parts)
-    give_contrast(pipeline)
+    give_contrast(pipeline, sizes.picture)
     if half:
         pipeline.to(torch.float16)
     pipeline.save_pretrained(directory)
 
 
-def unet(kind: str, widths: tuple[int, int] = (32, 64), **extra: Any) -> diffusers.UNet2DConditionModel:
+def unet(kind: str, sizes: NetworkSizes = NetworkSizes(), **extra: Any) -> diffusers.UNet2DConditionModel:
+    """Return a U-Net whose blocks have cross-attention at one resolution; one block alone has it in the middle only."""
+    blocks = len(sizes.unet)
     if kind == "xl":
         extra |= {
             "addition_embed_type": "text_time",
             "addition_time_embed_dim": 8,
             "projection_class_embeddings_input_dim": 6 * 8 + 16,
-            "transformer_layers_per_block": (1, 2),
+            "transformer_layers_per_block": (1, 2)[:blocks],
         }
-    cross = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
-    plain = "DownBlock2D", "UpBlock2D"
-    first, second = (plain, cross) if kind == "xl" else (cross, plain)
+    cross, plain = "CrossAttn", ""
+    attention = (plain,) if blocks == 1 else (plain, cross) if kind == "xl" else (cross, plain)
     network = diffusers.UNet2DConditionModel(
-        sample_size=SIZE // 4,
+        sample_size=sizes.latents,
         in_channels=9 if kind == "inpaint" else 4,
-        block_out_channels=widths,
+        block_out_channels=sizes.unet,
         layers_per_block=1,
         norm_num_groups=8,
         attention_head_dim=4,
         cross_attention_dim=64 if kind == "xl" else 32,
-        down_block_types=(first[0], second[0]),
-        up_block_types=(second[1], first[1]),
+        down_block_types=tuple(f"{name}DownBlock2D" for name in attention),
+        up_block_types=tuple(f"{name}UpBlock2D" for name in reversed(attention)),
         use_linear_projection=kind != "sd1",
         **extra,
     )
@@ -70,23 +102,23 @@ def unet(kind: str, widths: tuple[int, int] = (32, 64), **extra: Any) -> diffuse
     return network
 
 
-def vae() -> diffusers.AutoencoderKL:
+def vae(sizes: NetworkSizes = NetworkSizes()) -> diffusers.AutoencoderKL:
     return diffusers.AutoencoderKL(
-        block_out_channels=(8, 16, 16),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=sizes.vae,
+        down_block_types=("DownEncoderBlock2D",) * len(sizes.vae),
+        up_block_types=("UpDecoderBlock2D",) * len(sizes.vae),
         layers_per_block=1,
         norm_num_groups=4,
-        sample_size=SIZE,
+        sample_size=sizes.picture,
     )
 
 
-def text_config(gelu: str, projection: int = 32) -> transformers.CLIPTextConfig:
+def text_config(gelu: str, projection: int = 32, layers: int = 2) -> transformers.CLIPTextConfig:
     return transformers.CLIPTextConfig(
         vocab_size=len(vocabulary()),
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         projection_dim=projection,
         hidden_act=gelu,
@@ -111,12 +143,12 @@ def scheduler(kind: str) -> diffusers.DDIMScheduler:
     )
 
 
-def give_contrast(pipeline: Any) -> None:
+def give_contrast(pipeline: Any, size: int) -> None:
     """Scale the decoder's last layer until pictures fill their range: on grey ones every comparison passes."""
-    fields: dict[str, Any] = {"height": SIZE, "width": SIZE, "num_inference_steps": 8, "output_type": "latent"}
+    fields: dict[str, Any] = {"height": size, "width": size, "num_inference_steps": 8, "output_type": "latent"}
     if pipeline.unet.config.in_channels == 9:
-        picture = torch.rand(1, 3, SIZE, SIZE)
-        fields |= {"image": picture, "mask_image": torch.ones(1, 1, SIZE, SIZE)}
+        picture = torch.rand(1, 3, size, size)
+        fields |= {"image": picture, "mask_image": torch.ones(1, 1, size, size)}
     pipeline.set_progress_bar_config(disable=True)
     with torch.inference_mode():
         latents = pipeline(PROMPT, **fields).images

@@ -1,5 +1,7 @@
 """Fixtures of every room: checkpoints, pipelines made of them, a picture. torch is loaded by tests that ask for it."""
 
+import gc
+import json
 import os
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -10,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 import stillhouse  # noqa: F401  # first: switches off the telemetry of the others
-from stillhouse.convert.import_model import import_model
+from stillhouse.convert.import_model import ImportOptions, import_model
 from stillhouse.pipelines.pipeline import Pipeline
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read by the hub's client when it is first imported
@@ -20,6 +22,17 @@ PROMPT, NEGATIVE = "a red circle left of a blue square", "a green triangle"
 
 Checkpoint = Callable[[str], Path]
 Opened = Callable[[str], Pipeline]
+
+
+def pytest_collection_finish() -> None:
+    """Exempt the imported libraries from garbage collection: each full collection reads their million objects."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Give the libraries back to the garbage collection: some of them report objects that outlive them."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +57,27 @@ def imported(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -
     def find(kind: str) -> Path:
         if not (root / kind).exists():
             import_model(checkpoint(kind), root / kind)
+        return root / kind
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def smallest(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """A pipeline directory of the smallest networks by kind, named after its kind. Not to be changed.
+
+    sd1 predicts epsilon, sd2 velocity, xl has two text encoders; sd21 is sd2 without zero SNR.
+    """
+    root = tmp_path_factory.mktemp("smallest")
+
+    def find(kind: str) -> Path:
+        if not (root / kind).exists():
+            checkpoints, source = import_module("tests.checkpoints"), root / f"{kind}-checkpoint"
+            checkpoints.write_checkpoint("sd2" if kind == "sd21" else kind, source, checkpoints.SMALLEST)
+            if kind == "sd21":  # as Stability published it
+                config = source / "scheduler" / "scheduler_config.json"
+                config.write_text(json.dumps({**json.loads(config.read_text()), "rescale_betas_zero_snr": False}))
+            import_model(source, root / kind, ImportOptions(kind))
         return root / kind
 
     return find

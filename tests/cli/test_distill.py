@@ -10,37 +10,39 @@ import pytest
 
 from stillhouse.cli import main, parse
 from stillhouse.cli.distill import make_distill_settings
-from stillhouse.convert.import_model import ImportOptions, import_model
 from stillhouse.images.files import write_png
 from stillhouse.pipelines.manifest import read_manifest
-from tests.checkpoints import write_checkpoint
+from tests.conftest import Checkpoint
 
 QUICK = ("--step-counts", "4,2", "--guidance", "1..6", "--samples", "2", "--updates", "2", "--batch-size", "2")
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("teacher")
-    write_checkpoint("sd2", folder / "checkpoint")
-    import_model(folder / "checkpoint", folder / "tiny", ImportOptions("tiny"))
-    (folder / "prompts.txt").write_text("a red circle\n")
-    return str(folder / "tiny")
+def teacher(smallest: Checkpoint) -> str:
+    return str(smallest("sd2"))
 
 
-def prompts(teacher: str) -> list[str]:
-    return ["--prompts", str(Path(teacher).with_name("prompts.txt"))]
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    file = tmp_path_factory.mktemp("prompts") / "prompts.txt"
+    file.write_text("a red circle\n")
+    return ["--prompts", str(file)]
 
 
 def test_a_student_is_written_and_its_directory_printed(
-    teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    teacher: str,
+    prompts: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["distill", teacher, "-o", "student", *QUICK, *prompts(teacher)]) == 0
+    assert main(["distill", teacher, "-o", "student", *QUICK, *prompts]) == 0
     output = capsys.readouterr().out
     assert "student  2 steps; logs and previews in student.work" in output and "guidance 2: latent_psnr" in output
     assert main(["generate", "a red circle", "--model", "student", "--out", "one.png"]) == 0
     assert (tmp_path / "one.png").exists()
-    assert main(["distill", teacher, "-o", "student", *QUICK, *prompts(teacher)]) == 2
+    assert main(["distill", teacher, "-o", "student", *QUICK, *prompts]) == 2
     assert "holds a pipeline already" in capsys.readouterr().err
 
 
@@ -58,9 +60,9 @@ def test_options_override_the_file(teacher: str, tmp_path: Path, monkeypatch: py
 
 
 def test_a_passed_time_limit_prints_how_to_resume(
-    teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    teacher: str, prompts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["distill", teacher, "-o", str(tmp_path / "out"), *QUICK, *prompts(teacher)]
+    command = ["distill", teacher, "-o", str(tmp_path / "out"), *QUICK, *prompts]
     assert main([*command, "--max-hours", "0.000001"]) == 1
     assert "run the same command to resume" in capsys.readouterr().out
     assert main(command) == 0
@@ -93,9 +95,11 @@ def test_a_missing_teacher_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "there is no model 'nowhere'" in capsys.readouterr().err
 
 
-def test_two_processes_write_one_student_and_one_of_them_reports(teacher: str, tmp_path: Path) -> None:
+def test_two_processes_write_one_student_and_one_of_them_reports(
+    teacher: str, prompts: list[str], tmp_path: Path
+) -> None:
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "stillhouse", "distill"]
-    command = [sys.executable, *launch, teacher, "-o", str(tmp_path / "out"), *QUICK, *prompts(teacher)]
+    command = [sys.executable, *launch, teacher, "-o", str(tmp_path / "out"), *QUICK, *prompts]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
     )
@@ -105,10 +109,10 @@ def test_two_processes_write_one_student_and_one_of_them_reports(teacher: str, t
     assert evidence["processes"] == 2 and evidence["items"] == 2
 
 
-def test_options_override_every_student_of_the_file(teacher: str, tmp_path: Path) -> None:
+def test_options_override_every_student_of_the_file(teacher: str, prompts: list[str], tmp_path: Path) -> None:
     file = tmp_path / "distill.toml"
     file.write_text('step_counts = [4, 2]\ndata = "shapes"\n[students.2]\nupdates = 99\nbatch_size = 3\n')
-    arguments = parse(["distill", teacher, "-o", "x", "--config", str(file), "--updates", "5", *prompts(teacher)])
+    arguments = parse(["distill", teacher, "-o", "x", "--config", str(file), "--updates", "5", *prompts])
     settings = make_distill_settings(arguments)
     assert settings.recipe("2", 0).updates == settings.recipe("guidance", 0).updates == 5
     assert settings.recipe("2", 0).batch_size == 3 and settings.data == "teacher"

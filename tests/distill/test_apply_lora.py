@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stillhouse.cli import main
-from stillhouse.convert.import_model import ImportOptions, import_model
 from stillhouse.diffusion import Prediction
 from stillhouse.distill.apply_lora import apply_lora
 from stillhouse.distill.run import distill
@@ -18,22 +17,23 @@ from stillhouse.distill.settings import DistillSettings, LearningOverrides
 from stillhouse.errors import InvalidRequest
 from stillhouse.pipelines.load import load
 from stillhouse.pipelines.manifest import read_manifest, write_manifest
-from tests.checkpoints import write_checkpoint
+from tests.conftest import Checkpoint
 from tests.distill.test_run import RecordingProgress
 
 LORA_FILE = "student_lora.safetensors"
 
 
 @pytest.fixture(scope="module", params=["sd1", "sd2"])
-def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a teacher, its low-rank student, a fine-tuned copy of the teacher, and an SDXL model."""
+def models(request: pytest.FixtureRequest, smallest: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a teacher, its low-rank student, and a fine-tuned copy of the teacher."""
     folder = tmp_path_factory.mktemp("models")
-    for name, kind in (("teacher", request.param), ("tuned", request.param), ("large", "xl")):
-        write_checkpoint(kind, folder / f"{name}-checkpoint")
+    for name in ("teacher", "tuned"):
+        shutil.copytree(smallest(request.param), folder / name)
+        manifest = read_manifest(folder / name)
         if name == "tuned":
-            (weights,) = (folder / "tuned-checkpoint" / "unet").glob("*.safetensors")
+            (weights,) = (folder / "tuned" / "unet").glob("*.safetensors")
             save_file({key: 1.01 * tensor for key, tensor in load_file(weights).items()}, weights)
-        import_model(folder / f"{name}-checkpoint", folder / name, ImportOptions(name))
+        write_manifest(folder / name, replace(manifest, name=name))
     (folder / "prompts.txt").write_text("a red circle\n")
     few = LearningOverrides(updates=2, batch_size=2, learning_rate=1e-2)
     settings = DistillSettings(
@@ -77,13 +77,13 @@ def test_a_fine_tuned_copy_of_the_teacher_becomes_a_student(models: Path, tmp_pa
     assert not np.array_equal(generate_picture(tmp_path / "tuned-3"), generate_picture(models / "student"))
 
 
-def test_a_network_of_another_shape_is_refused(models: Path, tmp_path: Path) -> None:
+def test_a_network_of_another_shape_is_refused(models: Path, smallest: Checkpoint, tmp_path: Path) -> None:
     message = (
-        "does not fit large, whose network (has layers of other shapes; allowed: models with the layers of|"
+        "does not fit xl, whose network (has layers of other shapes; allowed: models with the layers of|"
         "predicts epsilon; allowed: models)"
     )
     with pytest.raises(InvalidRequest, match=message):
-        apply_lora(models / "large", models / "student" / LORA_FILE, tmp_path / "out")
+        apply_lora(smallest("xl"), models / "student" / LORA_FILE, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

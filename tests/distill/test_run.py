@@ -1,7 +1,9 @@
 """Distillation from the teacher's directory to the student's, for each kind of network."""
 
 import json
-from dataclasses import replace
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +12,16 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from PIL import Image
 
-from stillhouse.convert.import_model import ImportOptions, import_model
 from stillhouse.core import ImageRequest
 from stillhouse.distill.data.image_folder import SkippedImage
-from stillhouse.distill.run import distill
+from stillhouse.distill.run import DistillResult, distill
 from stillhouse.distill.settings import EDIT_STRENGTHS, DistillSettings, LearningOverrides
 from stillhouse.errors import FitFailed, ImportFailed, InvalidRequest
 from stillhouse.fit.stage import UpdateLog
 from stillhouse.images.files import write_png
 from stillhouse.pipelines.load import load
 from stillhouse.pipelines.manifest import read_manifest
-from tests.checkpoints import write_checkpoint
+from tests.conftest import Checkpoint
 
 PROMPTS = "a red circle\na blue square\n\nthree green stars\n"
 
@@ -53,27 +54,44 @@ class InterruptingProgress(RecordingProgress):
 
 
 @pytest.fixture(scope="module")
-def teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Teachers by kind: sd1 predicts epsilon, sd2 velocity, xl has two text encoders; sd21 is sd2 without zero SNR."""
-    folder = tmp_path_factory.mktemp("teachers")
-    kinds = ("sd1", "sd2", "sd21", "xl", "inpaint")
-    for kind in kinds:
-        write_checkpoint("sd2" if kind == "sd21" else kind, folder / f"{kind}-checkpoint")
-        if kind == "sd21":  # as Stability published it
-            config = folder / "sd21-checkpoint" / "scheduler" / "scheduler_config.json"
-            config.write_text(json.dumps({**json.loads(config.read_text()), "rescale_betas_zero_snr": False}))
-        import_model(folder / f"{kind}-checkpoint", folder / kind, ImportOptions(kind))
-    return {kind: folder / kind for kind in kinds}
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> DistillSettings:
-    prompts = tmp_path / "prompts.txt"
+def settings(tmp_path_factory: pytest.TempPathFactory) -> DistillSettings:
+    prompts = tmp_path_factory.mktemp("prompts") / "prompts.txt"
     prompts.write_text(PROMPTS)
     few = LearningOverrides(updates=2, batch_size=2, report_every=1, eval_every=2)
     return DistillSettings(
         step_counts=(4, 2), guidance=(1.0, 6.0), prompts=str(prompts), samples=3, eval_samples=2, learning=few
     )
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished distillation with its files, which are not to be changed."""
+
+    out: Path
+    work: Path
+    result: DistillResult
+    progress: RecordingProgress
+
+
+Runs = Callable[..., Run]
+
+
+@pytest.fixture(scope="module")
+def runs(smallest: Checkpoint, settings: DistillSettings, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """A distillation of a teacher by kind and changed settings; equal ones are made once."""
+    made: dict[str, Run] = {}
+
+    def find(kind: str, all_students: bool = False, **changes: object) -> Run:
+        key = repr((kind, all_students, changes))
+        if key not in made:
+            folder, progress = tmp_path_factory.mktemp("run"), RecordingProgress()
+            changed_settings = replace(settings, **changes)  # type: ignore[arg-type]
+            out, work = folder / "student", folder / "work"
+            result = distill(smallest(kind), out, changed_settings, work, progress, all_students=all_students)
+            made[key] = Run(out, work, result, progress)
+        return made[key]
+
+    return find
 
 
 @pytest.mark.parametrize(
@@ -86,14 +104,10 @@ def settings(tmp_path: Path) -> DistillSettings:
     ],
 )
 def test_a_student_of_each_kind_generates_the_same_here_and_in_diffusers(
-    teachers: dict[str, Path],
-    settings: DistillSettings,
-    tmp_path: Path,
-    kind: str,
-    diffusers: type[StableDiffusionPipeline],
+    runs: Runs, kind: str, diffusers: type[StableDiffusionPipeline]
 ) -> None:
-    out = tmp_path / "student"
-    assert distill(teachers[kind], out, settings, tmp_path / "work", RecordingProgress()).directories == (out,)
+    out = runs(kind).out
+    assert runs(kind).result.directories == (out,)
     manifest = read_manifest(out, verify=True)
     assert manifest.distilled is not None and len(manifest.distilled.timesteps or ()) == 2
     assert manifest.sampling.prediction == "v_prediction" and manifest.distilled.guidance == (1.0, 6.0)
@@ -117,39 +131,35 @@ def test_a_student_of_each_kind_generates_the_same_here_and_in_diffusers(
 
 
 def test_the_evidence_is_complete_and_a_second_run_trains_nothing(
-    teachers: dict[str, Path], settings: DistillSettings, tmp_path: Path
+    smallest: Checkpoint, settings: DistillSettings, runs: Runs, tmp_path: Path
 ) -> None:
-    progress, again = RecordingProgress(), RecordingProgress()
-    distill(teachers["sd2"], tmp_path / "one", settings, tmp_path / "work", progress)
-    evidence = read_manifest(tmp_path / "one").evidence["distill"]
+    first, again, work = runs("sd2"), RecordingProgress(), tmp_path / "work"
+    evidence = read_manifest(first.out).evidence["distill"]
     assert [one["name"] for one in evidence["students"]] == ["guidance", "2-steps"]
     assert all(one["updates"] == 2 and one["hours"] >= 0 and one["scores"] for one in evidence["students"])
     assert evidence["items"] == 3 and evidence["settings"]["step_counts"] == [4, 2]
-    assert str(tmp_path) not in json.dumps(evidence), "the evidence has no paths of this machine"
-    assert progress.encoded == [1, 2, 3] and [log.update for log in progress.updates] == [1, 2, 1, 2]
-    previews = sorted(path.name for path in (tmp_path / "work" / "previews").iterdir())
+    assert str(first.work.parent) not in json.dumps(evidence), "the evidence has no paths of this machine"
+    assert first.progress.encoded == [1, 2, 3] and [log.update for log in first.progress.updates] == [1, 2, 1, 2]
+    previews = sorted(path.name for path in (first.work / "previews").iterdir())
     assert previews == ["2-steps-000002.png", "guidance-000002.png"]
-    assert (tmp_path / "work" / "2-steps.csv").exists()
-    distill(teachers["sd2"], tmp_path / "two", settings, tmp_path / "work", again)
+    assert (first.work / "2-steps.csv").exists()
+    shutil.copytree(first.work, work)
+    distill(smallest("sd2"), tmp_path / "two", settings, work, again)
     assert not again.updates and not again.encoded
-    weights = [next((tmp_path / name / "unet").glob("*.safetensors")).read_bytes() for name in ("one", "two")]
+    weights = [next((out / "unet").glob("*.safetensors")).read_bytes() for out in (first.out, tmp_path / "two")]
     assert weights[0] == weights[1]
     with pytest.raises(FitFailed, match="was trained with another teacher"):
-        distill(teachers["sd2"], tmp_path / "three", replace(settings, guidance=(2.0, 6.0)), tmp_path / "work", again)
+        distill(smallest("sd2"), tmp_path / "three", replace(settings, guidance=(2.0, 6.0)), work, again)
     assert not again.encoded
-    Path(str(settings.prompts)).write_text("something else\n")
+    other_prompts = tmp_path / "prompts.txt"
+    other_prompts.write_text("something else\n")
     with pytest.raises(FitFailed, match="was trained with another teacher"):
-        distill(teachers["sd2"], tmp_path / "three", settings, tmp_path / "work", again)
+        distill(smallest("sd2"), tmp_path / "three", replace(settings, prompts=str(other_prompts)), work, again)
     assert again.encoded == [1, 2, 3] and not (tmp_path / "three").exists()
 
 
-def test_all_students_of_a_chain_are_written_on_request(
-    teachers: dict[str, Path], settings: DistillSettings, tmp_path: Path
-) -> None:
-    chain = replace(settings, step_counts=(4, 2, 1))
-    written = distill(
-        teachers["sd2"], tmp_path / "student", chain, tmp_path / "work", RecordingProgress(), all_students=True
-    ).directories
+def test_all_students_of_a_chain_are_written_on_request(runs: Runs) -> None:
+    written = runs("sd2", all_students=True, step_counts=(4, 2, 1)).result.directories
     assert [path.name for path in written] == ["student-guidance", "student-2", "student"]
     first, second, last = map(read_manifest, written)
     assert first.distilled and first.distilled.timesteps is None and first.distilled.method == "guidance"
@@ -158,28 +168,24 @@ def test_all_students_of_a_chain_are_written_on_request(
 
 
 def test_a_passed_time_limit_writes_nothing_and_the_next_run_resumes(
-    teachers: dict[str, Path], settings: DistillSettings, tmp_path: Path
+    smallest: Checkpoint, settings: DistillSettings, tmp_path: Path
 ) -> None:
     limited = replace(settings, max_hours=1e-6)
-    assert not distill(teachers["sd2"], tmp_path / "student", limited, tmp_path / "work", RecordingProgress()).is_done
+    assert not distill(smallest("sd2"), tmp_path / "student", limited, tmp_path / "work", RecordingProgress()).is_done
     assert not (tmp_path / "student").exists()
-    assert distill(teachers["sd2"], tmp_path / "student", settings, tmp_path / "work", RecordingProgress()).is_done
+    assert distill(smallest("sd2"), tmp_path / "student", settings, tmp_path / "work", RecordingProgress()).is_done
 
 
-def test_the_lora_file_of_a_low_rank_student_is_small(
-    teachers: dict[str, Path], settings: DistillSettings, tmp_path: Path
-) -> None:
-    distill(
-        teachers["sd2"], tmp_path / "student", replace(settings, lora_rank=1), tmp_path / "work", RecordingProgress()
-    )
-    small = (tmp_path / "student" / "student_lora.safetensors").stat().st_size
-    whole = next((tmp_path / "student" / "unet").glob("*.safetensors")).stat().st_size
+def test_the_lora_file_of_a_low_rank_student_is_small(runs: Runs) -> None:
+    out = runs("sd2", lora_rank=1).out
+    small = (out / "student_lora.safetensors").stat().st_size
+    whole = next((out / "unet").glob("*.safetensors")).stat().st_size
     assert 0 < small < whole / 2
-    assert "student_lora.safetensors" in read_manifest(tmp_path / "student").files
+    assert "student_lora.safetensors" in read_manifest(out).files
 
 
 def test_a_folder_is_trained_on_and_broken_pictures_are_reported(
-    teachers: dict[str, Path], settings: DistillSettings, tmp_path: Path
+    smallest: Checkpoint, settings: DistillSettings, tmp_path: Path
 ) -> None:
     pictures = tmp_path / "pictures"
     pictures.mkdir()
@@ -191,7 +197,7 @@ def test_a_folder_is_trained_on_and_broken_pictures_are_reported(
     write_png(pictures / "silent.png", np.zeros((8, 8, 3), np.uint8))
     progress = RecordingProgress()
     changed_settings = replace(settings, data=str(pictures), prompts=None, samples=50)
-    distill(teachers["sd2"], tmp_path / "student", changed_settings, tmp_path / "work", progress)
+    distill(smallest("sd2"), tmp_path / "student", changed_settings, tmp_path / "work", progress)
     assert progress.skipped == ["broken.png", "silent.png"]
     assert progress.totals == {5}, "there are five pictures of fifty at most"
     evidence = read_manifest(tmp_path / "student").evidence["distill"]
@@ -200,13 +206,11 @@ def test_a_folder_is_trained_on_and_broken_pictures_are_reported(
     lines = file.read_text().splitlines()
     assert [line.partition(",")[0] for line in lines] == ["picture", "broken.png", "silent.png"]
     again = RecordingProgress()
-    distill(teachers["sd2"], tmp_path / "again", changed_settings, tmp_path / "work", again)
+    distill(smallest("sd2"), tmp_path / "again", changed_settings, tmp_path / "work", again)
     assert not again.skipped and read_manifest(tmp_path / "again").evidence["distill"]["skipped"] == 2
 
 
-def test_a_folder_without_captions_is_refused(
-    teachers: dict[str, Path], settings: DistillSettings, tmp_path: Path
-) -> None:
+def test_a_folder_without_captions_is_refused(smallest: Checkpoint, settings: DistillSettings, tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     write_png(tmp_path / "pictures" / "silent.png", np.zeros((8, 8, 3), np.uint8))
     progress = RecordingProgress()
@@ -214,32 +218,20 @@ def test_a_folder_without_captions_is_refused(
     with pytest.raises(
         InvalidRequest, match="the dataset has no samples; allowed: one picture with a caption, or more"
     ):
-        distill(teachers["sd2"], tmp_path / "student", changed_settings, tmp_path / "work", progress)
+        distill(smallest("sd2"), tmp_path / "student", changed_settings, tmp_path / "work", progress)
     assert progress.skipped == ["silent.png"]
     (file,) = (tmp_path / "work").glob("*/skipped.csv")
     assert file.read_text().splitlines() == ["picture,reason", "silent.png,has no caption"]
 
 
 def test_a_student_may_be_a_teacher_and_its_levels_are_kept(
-    teachers: dict[str, Path], settings: DistillSettings, tmp_path: Path
+    settings: DistillSettings, runs: Runs, tmp_path: Path
 ) -> None:
-    distill(
-        teachers["sd2"],
-        tmp_path / "first",
-        replace(settings, step_counts=(8, 4)),
-        tmp_path / "one",
-        RecordingProgress(),
-    )
-    distill(
-        tmp_path / "first",
-        tmp_path / "second",
-        replace(settings, step_counts=(4, 2)),
-        tmp_path / "two",
-        RecordingProgress(),
-    )
-    first, second = (read_manifest(tmp_path / name).distilled for name in ("first", "second"))
+    teacher = runs("sd2", step_counts=(8, 4)).out
+    distill(teacher, tmp_path / "second", replace(settings, step_counts=(4, 2)), tmp_path / "two", RecordingProgress())
+    first, second = (read_manifest(path).distilled for path in (teacher, tmp_path / "second"))
     assert first and second and first.timesteps and second.timesteps
-    assert set(second.timesteps) < set(first.timesteps) and second.teacher[0] == "first"
+    assert set(second.timesteps) < set(first.timesteps) and second.teacher[0] == teacher.name
 
 
 def test_a_teacher_of_one_step_is_refused_first(settings: DistillSettings, tmp_path: Path) -> None:
@@ -262,7 +254,7 @@ def test_a_teacher_of_one_step_is_refused_first(settings: DistillSettings, tmp_p
     ],
 )
 def test_invalid_settings_are_refused_before_training(
-    teachers: dict[str, Path],
+    smallest: Checkpoint,
     settings: DistillSettings,
     tmp_path: Path,
     kind: str,
@@ -271,41 +263,39 @@ def test_invalid_settings_are_refused_before_training(
 ) -> None:
     progress = RecordingProgress()
     with pytest.raises(InvalidRequest, match=message):
-        distill(teachers[kind], tmp_path / "student", replace(settings, **changed), tmp_path / "work", progress)  # type: ignore[arg-type]
+        distill(smallest(kind), tmp_path / "student", replace(settings, **changed), tmp_path / "work", progress)  # type: ignore[arg-type]
     assert not progress.updates and not (tmp_path / "student").exists()
 
 
 def test_an_existing_pipeline_is_refused_before_training(
-    teachers: dict[str, Path], settings: DistillSettings, tmp_path: Path
+    smallest: Checkpoint, settings: DistillSettings, tmp_path: Path
 ) -> None:
     progress = RecordingProgress()
     with pytest.raises(ImportFailed, match="holds a pipeline already"):
-        distill(teachers["sd2"], teachers["sd1"], settings, tmp_path / "work", progress)
+        distill(smallest("sd2"), smallest("sd1"), settings, tmp_path / "work", progress)
     assert not progress.encoded
 
 
 def test_a_loss_that_is_not_finite_raises_with_its_update(
-    teachers: dict[str, Path], settings: DistillSettings, tmp_path: Path
+    smallest: Checkpoint, settings: DistillSettings, tmp_path: Path
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        distill(teachers["sd2"], tmp_path / "student", settings, tmp_path / "work", InterruptingProgress())
+        distill(smallest("sd2"), tmp_path / "student", settings, tmp_path / "work", InterruptingProgress())
     (shard,) = (tmp_path / "work").glob("latents-*/*.pt")
     content = torch.load(shard, weights_only=True)
     torch.save({**content, "latents": content["latents"] * float("nan")}, shard)
     with pytest.raises(FitFailed, match="guidance: the loss of update 0 is nan; resume from the last checkpoint"):
-        distill(teachers["sd2"], tmp_path / "student", settings, tmp_path / "work", RecordingProgress())
+        distill(smallest("sd2"), tmp_path / "student", settings, tmp_path / "work", RecordingProgress())
     assert not (tmp_path / "student").exists()
 
 
 @pytest.mark.parametrize("method", ["progressive", "consistency"])
 def test_a_student_of_edits_takes_all_of_its_steps_at_any_strength(
-    teachers: dict[str, Path], settings: DistillSettings, tmp_path: Path, method: str
+    settings: DistillSettings, runs: Runs, tmp_path: Path, method: str
 ) -> None:
-    changed_settings = replace(settings, task="img2img", step_counts=(12, 6, 3), method=method)
-    progress = RecordingProgress()
-    distill(teachers["sd2"], tmp_path / "student", changed_settings, tmp_path / "work", progress)
-    assert [log.stage for log in progress.updates][-1] == "edits"
-    pipeline = load(tmp_path / "student")
+    run = runs("sd2", task="img2img", step_counts=(12, 6, 3), method=method)
+    assert [log.stage for log in run.progress.updates][-1] == "edits"
+    pipeline = load(run.out)
     defaults = pipeline.manifest.defaults
     image = np.full((defaults.height, defaults.width, 3), 90, np.uint8)
     for strength, resolved in ((0.33, 0.3), (0.8, 0.8), (1.0, 1.0), (None, 0.8)):
@@ -313,19 +303,17 @@ def test_a_student_of_edits_takes_all_of_its_steps_at_any_strength(
         assert trajectory.request.strength == resolved and trajectory.evaluation_count == 3
     other = replace(settings, task="img2img", step_counts=(3, 1))
     with pytest.raises(InvalidRequest, match="allowed: a teacher that takes any number of steps"):
-        distill(tmp_path / "student", tmp_path / "other", other, tmp_path / "other-work", RecordingProgress())
+        distill(run.out, tmp_path / "other", other, tmp_path / "other-work", RecordingProgress())
 
 
 def test_a_tiny_decoder_replaces_the_autoencoders(
-    teachers: dict[str, Path], settings: DistillSettings, tmp_path: Path
+    smallest: Checkpoint, settings: DistillSettings, runs: Runs, tmp_path: Path
 ) -> None:
-    distill(
-        teachers["sd2"],
-        tmp_path / "student",
-        replace(settings, decoder_width=16),
-        tmp_path / "work",
-        RecordingProgress(),
-    )
+    """Train the decoder alone: the students are those of the earlier run."""
+    shutil.copytree(runs("sd2").work, tmp_path / "work")
+    changed_settings, progress = replace(settings, decoder_width=16), RecordingProgress()
+    distill(smallest("sd2"), tmp_path / "student", changed_settings, tmp_path / "work", progress)
+    assert {log.stage for log in progress.updates} == {"decoder"}
     manifest = read_manifest(tmp_path / "student", verify=True)
     assert manifest.components["decoder"].graph == "tiny_decoder/model.onnx"
     assert manifest.evidence["distill"]["decoder"]["updates"] == 2
@@ -335,85 +323,74 @@ def test_a_tiny_decoder_replaces_the_autoencoders(
     assert diffusers_pipeline.vae.config.latent_channels == 4, "diffusers opens the autoencoder"
 
 
-def test_a_teachers_range_of_guidance_cannot_be_exceeded(
-    teachers: dict[str, Path], settings: DistillSettings, tmp_path: Path
-) -> None:
-    distill(
-        teachers["sd2"],
-        tmp_path / "first",
-        replace(settings, step_counts=(8, 4)),
-        tmp_path / "one",
-        RecordingProgress(),
-    )
+def test_a_teachers_range_of_guidance_cannot_be_exceeded(settings: DistillSettings, runs: Runs, tmp_path: Path) -> None:
+    teacher = runs("sd2", step_counts=(8, 4)).out
     changed_settings = replace(settings, step_counts=(4, 2), guidance=(1.0, 9.0))
     with pytest.raises(InvalidRequest, match="allowed: within 1 to 6, the range of its own training"):
-        distill(tmp_path / "first", tmp_path / "second", changed_settings, tmp_path / "two", RecordingProgress())
+        distill(teacher, tmp_path / "second", changed_settings, tmp_path / "two", RecordingProgress())
+
+
+REGRESSION = {"method": "trajectories", "step_counts": (6, 3, 1), "samples": 5, "dmd_weights": {"1": 1.0}}
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sd2", "xl"])
 def test_a_student_of_trajectories_generates_and_can_be_continued(
-    teachers: dict[str, Path], settings: DistillSettings, tmp_path: Path, kind: str
+    smallest: Checkpoint, settings: DistillSettings, runs: Runs, tmp_path: Path, kind: str
 ) -> None:
-    regression = replace(settings, method="trajectories", step_counts=(6, 3, 1), samples=5, dmd_weights={"1": 1.0})
-    progress, again = RecordingProgress(), RecordingProgress()
-    result = distill(teachers[kind], tmp_path / "one", regression, tmp_path / "work", progress, all_students=True)
-    assert [place.name for place in result.directories] == ["one-3", "one"] and progress.encoded == [1, 2, 3, 4, 5]
-    manifest = read_manifest(tmp_path / "one-3", verify=True)
+    regression = replace(settings, **REGRESSION)  # type: ignore[arg-type]
+    run, again = runs(kind, all_students=True, **REGRESSION), RecordingProgress()
+    three, last = run.result.directories
+    assert [three.name, last.name] == ["student-3", "student"] and run.progress.encoded == [1, 2, 3, 4, 5]
+    manifest = read_manifest(three, verify=True)
     assert manifest.distilled is not None and manifest.distilled.method == "trajectories"
     assert len(manifest.distilled.timesteps or ()) == 3
-    image = load(tmp_path / "one-3").generate("a red circle", seed=3)
+    image = load(three).generate("a red circle", seed=3)
     assert image.request.steps == 3 and np.ptp(image.image) > 0
-    distill(teachers[kind], tmp_path / "two", regression, tmp_path / "work", again)
+    shutil.copytree(run.work, tmp_path / "work")
+    distill(smallest(kind), tmp_path / "two", regression, tmp_path / "work", again)
     assert not again.updates and not again.encoded
     if kind == "sd2":
-        continued = replace(regression, step_counts=(6, 3), init_from=str(tmp_path / "one-3"), seed=1, dmd_weights={})
-        distill(teachers[kind], tmp_path / "three", continued, tmp_path / "more", RecordingProgress())
+        continued = replace(regression, step_counts=(6, 3), init_from=str(three), seed=1, dmd_weights={})
+        distill(smallest(kind), tmp_path / "three", continued, tmp_path / "more", RecordingProgress())
         evidence = read_manifest(tmp_path / "three").evidence["distill"]
-        assert evidence["begun"]["name"] == "one-3" and [one["name"] for one in evidence["students"]] == ["3-steps"]
+        assert evidence["begun"]["name"] == three.name
+        assert [one["name"] for one in evidence["students"]] == ["3-steps"]
         assert [one["name"] for one in evidence["begun"]["students"]] == ["3-steps", "1-steps"]
-        assert str(tmp_path) not in json.dumps(evidence)
+        assert not any(str(folder) in json.dumps(evidence) for folder in (tmp_path, three.parent))
         wider = replace(continued, guidance=(1.0, 7.0))
         with pytest.raises(InvalidRequest, match="within 1 to 6, the range of its own training"):
-            distill(teachers[kind], tmp_path / "four", wider, tmp_path / "more", RecordingProgress())
+            distill(smallest(kind), tmp_path / "four", wider, tmp_path / "more", RecordingProgress())
 
 
 @pytest.mark.parametrize("kind", ["sd1", "xl"])
-def test_a_student_of_trajectories_takes_its_steps_for_edits_too(
-    teachers: dict[str, Path], settings: DistillSettings, tmp_path: Path, kind: str
-) -> None:
+def test_a_student_of_trajectories_takes_its_steps_for_edits_too(runs: Runs, kind: str) -> None:
     """With twelve steps, the first levels are noisier than those of an epsilon-prediction teacher."""
-    regression = replace(settings, method="trajectories", task="img2img", step_counts=(12, 12, 2), samples=7)
-    result = distill(
-        teachers[kind], tmp_path / "one", regression, tmp_path / "work", RecordingProgress(), all_students=True
-    )
-    for place, steps in zip(result.directories, (12, 2), strict=True):
+    changes = {"method": "trajectories", "task": "img2img", "step_counts": (12, 12, 2), "samples": 7}
+    run = runs(kind, all_students=True, **changes)
+    for place, steps in zip(run.result.directories, (12, 2), strict=True):
         distilled = read_manifest(place).distilled
         assert distilled is not None
         assert [(edit.strength, len(edit.timesteps)) for edit in distilled.edits] == [
             (one, steps) for one in EDIT_STRENGTHS
         ]
-    pipeline = load(tmp_path / "one")
+    pipeline = load(run.out)
     picture = pipeline.generate("a red circle", seed=3).image
     edited = pipeline.generate("a blue square", seed=3, image=picture, strength=0.5)
     assert edited.request.steps == 2 and edited.image.shape == picture.shape
 
 
 def test_trajectories_need_a_teacher_without_a_grid(
-    teachers: dict[str, Path], settings: DistillSettings, tmp_path: Path
+    smallest: Checkpoint, settings: DistillSettings, runs: Runs, tmp_path: Path
 ) -> None:
     regression, empty = replace(settings, method="trajectories", step_counts=(4, 2)), tmp_path / "empty"
     empty.mkdir()
     Image.new("RGB", (8, 8)).save(empty / "one.png")
-    distill(teachers["sd2"], tmp_path / "student", regression, tmp_path / "work", RecordingProgress())
+    student, _ = runs("sd2", all_students=True, **REGRESSION).result.directories
     for source, changed_settings, message in (
-        (tmp_path / "student", regression, "which is distilled itself"),
-        (
-            teachers["sd1"],
-            replace(regression, init_from=str(tmp_path / "student")),
-            "was not distilled from this sd1",
-        ),
-        (teachers["sd2"], replace(regression, init_from=str(teachers["sd2"])), "was not distilled from this sd2"),
-        (teachers["sd2"], replace(regression, data=str(empty)), f"{empty} has no picture with a caption"),
+        (student, regression, "which is distilled itself"),
+        (smallest("sd1"), replace(regression, init_from=str(student)), "was not distilled from this sd1"),
+        (smallest("sd2"), replace(regression, init_from=str(smallest("sd2"))), "was not distilled from this sd2"),
+        (smallest("sd2"), replace(regression, data=str(empty)), f"{empty} has no picture with a caption"),
     ):
         with pytest.raises(InvalidRequest, match=message):
             distill(source, tmp_path / "none", changed_settings, tmp_path / "work", RecordingProgress())

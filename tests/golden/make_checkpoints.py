@@ -12,7 +12,7 @@ import diffusers
 import peft
 import torch
 
-from tests.checkpoints import KINDS, write_checkpoint
+from tests.checkpoints import KINDS, NetworkSizes, write_checkpoint
 from tests.golden.pictures import ADAPTER, CHECKPOINTS
 
 WIDTHS = (16, 32)
@@ -24,7 +24,7 @@ def main() -> None:
     for kind in KINDS:
         with TemporaryDirectory() as folder:
             made = Path(folder, kind)
-            write_checkpoint(kind, made, widths=WIDTHS, half=True)
+            write_checkpoint(kind, made, NetworkSizes(unet=WIDTHS), half=True)
             shutil.rmtree(CHECKPOINTS / kind, ignore_errors=True)
             shutil.copytree(made, CHECKPOINTS / kind)
     write_adapter(CHECKPOINTS / "sd1", ADAPTER)

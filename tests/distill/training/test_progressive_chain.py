@@ -32,7 +32,7 @@ from stillhouse.distill.training.targets import make_level_table
 from stillhouse.errors import FitFailed, InvalidRequest
 from stillhouse.fit.recipe import StageRecipe
 from stillhouse.fit.stage import UpdateLog
-from tests.checkpoints import unet
+from tests.checkpoints import SMALLEST, NetworkSizes, unet
 
 SCHEDULE = Schedule(zero_terminal_snr=True)
 SHORT = StageRecipe(
@@ -59,9 +59,11 @@ class RandomLatents:
         return {"encoder_hidden_states": torch.zeros(count, 7, 32)}
 
 
-def teacher(prediction: Prediction = "v_prediction", schedule: Schedule = SCHEDULE) -> Denoiser:
+def teacher(
+    prediction: Prediction = "v_prediction", schedule: Schedule = SCHEDULE, sizes: NetworkSizes = SMALLEST
+) -> Denoiser:
     torch.manual_seed(0)
-    return freeze(Denoiser(unet("sd2"), schedule, prediction))
+    return freeze(Denoiser(unet("sd2", sizes), schedule, prediction))
 
 
 def weights(student: Student) -> list[Tensor]:
@@ -140,7 +142,7 @@ def test_students_of_an_epsilon_teacher_predict_velocity_from_pure_noise() -> No
     assert prediction == "v_prediction" and schedule == Schedule(zero_terminal_snr=True)
     assert student_parameterization(teacher()) == (SCHEDULE, "v_prediction")
     assert student_parameterization(teacher("v_prediction", Schedule())) == (SCHEDULE, "v_prediction")
-    student = Denoiser(add_guidance_embedding(unet("sd2")), Schedule(), "v_prediction")
+    student = Denoiser(add_guidance_embedding(unet("sd2", SMALLEST)), Schedule(), "v_prediction")
     assert student_parameterization(student) == (Schedule(), "v_prediction"), "a distilled teacher keeps its schedule"
 
 
@@ -195,7 +197,9 @@ def test_the_next_student_of_another_teacher_is_refused(tmp_path: Path) -> None:
 def test_gradient_checkpointing_changes_no_gradient() -> None:
     def gradients(checkpointing: bool) -> list[Tensor]:
         torch.manual_seed(1)
-        network = build_student_network(teacher(), replace(RECIPE, gradient_checkpointing=checkpointing))
+        network = build_student_network(
+            teacher(sizes=NetworkSizes()), replace(RECIPE, gradient_checkpointing=checkpointing)
+        )
         assert network.is_gradient_checkpointing is checkpointing
         noise, text = torch.randn(2, 4, 8, 8), torch.randn(2, 7, 32)
         network(

@@ -25,7 +25,7 @@ from stillhouse.distill.training.trajectory_regression import TrajectoryRegressi
 from stillhouse.errors import FitFailed, InvalidRequest
 from stillhouse.fit.recipe import StageRecipe
 from stillhouse.fit.stage import UpdateLog
-from tests.checkpoints import unet
+from tests.checkpoints import SMALLEST, unet
 
 SCHEDULE = Schedule(zero_terminal_snr=True)
 SHORT = StageRecipe(
@@ -44,7 +44,7 @@ TRAJECTORIES = 12
 
 def teacher() -> Denoiser:
     torch.manual_seed(0)
-    return freeze(Denoiser(add_guidance_embedding(unet("sd2")), SCHEDULE, "v_prediction"))
+    return freeze(Denoiser(add_guidance_embedding(unet("sd2", SMALLEST)), SCHEDULE, "v_prediction"))
 
 
 def random_trajectories(levels: int = 5, kinds: int = 1) -> TrajectoryDataset:
