@@ -227,8 +227,9 @@ def test_a_folder_without_captions_is_refused(smallest: Checkpoint, settings: Di
 def test_a_student_may_be_a_teacher_and_its_levels_are_kept(
     settings: DistillSettings, runs: Runs, tmp_path: Path
 ) -> None:
-    teacher = runs("sd2", step_counts=(8, 4)).out
-    distill(teacher, tmp_path / "second", replace(settings, step_counts=(4, 2)), tmp_path / "two", RecordingProgress())
+    """The middle level of two uniform steps is not one of the teacher's."""
+    teacher = runs("sd2", step_counts=(8, 3)).out
+    distill(teacher, tmp_path / "second", replace(settings, step_counts=(3, 2)), tmp_path / "two", RecordingProgress())
     first, second = (read_manifest(path).distilled for path in (teacher, tmp_path / "second"))
     assert first and second and first.timesteps and second.timesteps
     assert set(second.timesteps) < set(first.timesteps) and second.teacher[0] == teacher.name
@@ -324,8 +325,8 @@ def test_a_tiny_decoder_replaces_the_autoencoders(
 
 
 def test_a_teachers_range_of_guidance_cannot_be_exceeded(settings: DistillSettings, runs: Runs, tmp_path: Path) -> None:
-    teacher = runs("sd2", step_counts=(8, 4)).out
-    changed_settings = replace(settings, step_counts=(4, 2), guidance=(1.0, 9.0))
+    teacher = runs("sd2", step_counts=(8, 3)).out
+    changed_settings = replace(settings, step_counts=(3, 2), guidance=(1.0, 9.0))
     with pytest.raises(InvalidRequest, match="allowed: within 1 to 6, the range of its own training"):
         distill(teacher, tmp_path / "second", changed_settings, tmp_path / "two", RecordingProgress())
 
