@@ -7,7 +7,6 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
-from stillhouse.convert.import_model import ImportOptions, import_model
 from stillhouse.diffusion import grid_from_timesteps
 from stillhouse.distill.student import write_student
 from stillhouse.distill.training.networks import Denoiser, add_guidance_embedding
@@ -16,18 +15,15 @@ from stillhouse.errors import FitFailed, ImportFailed, InvalidRequest
 from stillhouse.fit.stage import FitResult
 from stillhouse.pipelines.load import load
 from stillhouse.pipelines.manifest import read_manifest
-from tests.checkpoints import write_checkpoint
+from tests.conftest import Checkpoint
 from tests.disk import limit_file_size
 
 PLAN = (999.0, 656.0, 342.0)
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("teacher")
-    write_checkpoint("sd2", folder / "checkpoint")
-    import_model(folder / "checkpoint", folder / "pipeline", ImportOptions("tiny"))
-    return folder / "pipeline"
+def teacher(imported: Checkpoint) -> Path:
+    return imported("sd2")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +48,7 @@ def written(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_manifest_has_the_grid_and_the_teacher(written: Path) -> None:
     manifest = read_manifest(written, verify=True)
     assert manifest.distilled is not None and manifest.distilled.timesteps == PLAN
-    assert manifest.distilled.teacher[0] == "tiny" and manifest.family_options["guidance_channels"] == 256
+    assert manifest.distilled.teacher[0] == "sd2" and manifest.family_options["guidance_channels"] == 256
     assert (manifest.defaults.steps, manifest.evidence["distill"]) == (3, {"rounds": [35, 3]})
 
 
