@@ -16,7 +16,7 @@ def check_choice(label: str, value: object, allowed: Iterable[str]) -> None:
 
     Args:
         label: what the name stands for, such as "sampler"; appears in the message.
-        value: name to check. Any other object is refused.
+        value: name to check; an object that is no str is refused.
         allowed: the allowed names.
 
     >>> check_choice("sampler", "dim", ("ddim", "heun"))

@@ -22,7 +22,7 @@ class ImageRequest:
         steps: sampler steps, 1 to 1000. With an image, `strength` decides how many of the steps are taken.
         guidance: classifier-free guidance scale as in diffusers; 1 turns guidance off and halves the work.
         sampler: a name out of `stillhouse.SAMPLERS`.
-        width, height: in pixels, multiples of the pipeline's granularity.
+        width, height: in pixels, multiples of `granularity` in the pipeline's manifest.
         image: picture to start from, uint8 [height, width, 3].
         mask: the part of the image to inpaint, uint8 [height, width]; pixels above 127 are inpainted.
         strength: noise that is added to the image, above 0 (nothing changes) to 1 (only the image's size counts).

@@ -72,7 +72,12 @@ def read_toml(kind: type[T], path: Path, fix: str) -> T:
 
 
 def _parts(kind: Any, value: object, path: str) -> Iterator[tuple[str, Any, object]]:
-    """Yield path, type and value of each entry of `value`, a dict or list that is to be converted to the type `kind`.
+    """Yield path, type and value of each entry of a dict or list that is to be converted.
+
+    Args:
+        kind: type to which the dict or list is to be converted.
+        value: the dict or list; another value has no entries.
+        path: path of `value` in its document; the paths of the entries begin with it.
 
     Raises:
         InvalidDocument: a key of the dict is no field of the dataclass `kind`.
@@ -93,7 +98,15 @@ def _parts(kind: Any, value: object, path: str) -> Iterator[tuple[str, Any, obje
 
 
 def _reason(kind: Any, value: object, error: msgspec.ValidationError) -> str:
-    """Return the end of an error message: why a value cannot be converted, although each of its entries can."""
+    """Return why a value cannot be converted, although each of its entries can.
+
+    The text follows the path of the value in an error message, and begins with a space or with the name of a field.
+
+    Args:
+        kind: type to which the value was to be converted.
+        value: the value.
+        error: error of msgspec about the value.
+    """
     if error.__cause__ is not None:
         return f" is refused: {error.__cause__}"
     if missing := re.match("Object missing required field `(.+)`", str(error)):

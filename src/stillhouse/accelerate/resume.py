@@ -78,7 +78,12 @@ def _is_still_valid(
 ) -> bool:
     """Return whether a trial (measured candidate) of an earlier run can be reused with the present options and bounds.
 
-    A failed trial is reused only where `same_limits` says that timeout and memory limit are unchanged.
+    Args:
+        trial: the trial of the earlier run.
+        workspace: working directory, which must still contain the graph that was built for the candidate, if any.
+        options: options of the present run; a candidate that they do not select is not reused.
+        bounds: limits on accuracy and memory of the present run.
+        same_limits: whether timeout and memory limit are unchanged; else a failed trial is not reused.
     """
     candidate = trial.candidate
     if trial.artifact and not (workspace.directory / trial.artifact).is_dir():

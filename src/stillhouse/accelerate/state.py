@@ -88,5 +88,5 @@ class SweepState:
         return choose_trials(self.report, self.options.goal, self.report.bounds)
 
     def save_report(self, report: Report) -> None:
-        """Replace the report in memory."""
+        """Replace the report in memory. A subclass may also write the report to a file."""
         self.report = report

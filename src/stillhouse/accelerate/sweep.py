@@ -49,8 +49,9 @@ from stillhouse.pipelines.manifest import TRIALS, Component
 _COMPONENT_ORDER = ("denoiser", "network", "decoder", "text_encoder", "text_encoder_2", "encoder")
 _BUDGET_SHARES = {"denoiser": 0.4, DECODER: 0.44}
 _COMPONENTS_SHARE = 0.48
-"""Share of the time budget after which no further candidate of other components, such as text encoders, is measured.
-`_BUDGET_SHARES` has the shares of the denoiser and the decoder. The time that remains is for whole pictures.
+"""Share of the time budget after which no further candidate is measured of networks that `_BUDGET_SHARES` does not
+name, such as text encoders. `_BUDGET_SHARES` has the shares of the denoiser and the decoder. The remaining time is for
+the measurement of whole pictures.
 """
 
 
@@ -80,7 +81,16 @@ def run_sweep(
 
 
 class Sweep(SweepState):
-    """A sweep (measurement of all candidates) whose report is written to `report.json` after every change."""
+    """A sweep: records inputs, measures the candidates of all networks and of whole pipelines, and applies the choice.
+
+    A candidate is a combination of backend, precision and options. The base class holds the state. The report is
+    written to `report.json` after every change.
+
+    Args:
+        workspace: working directory with the source's networks, from `prepare_workspace`.
+        options: goal, limits, and which candidates to try.
+        on_progress: called with the current activity before each part of the work.
+    """
 
     def __init__(self, workspace: Workspace, options: AccelerateOptions, on_progress: ProgressCallback) -> None:
         start_time = monotonic()  # read before the backends are queried, because the time budget includes the query

@@ -198,7 +198,7 @@ def _needs_copy(directory: Path, source: Path, identity: str) -> bool:
 
 @contextmanager
 def _staging_folder(directory: Path, name: str, identity: str) -> Iterator[Path]:
-    """Empty `directory`, and yield a new folder inside it for files to copy.
+    """Empty `directory`, and yield a new folder inside it, into which the caller copies files.
 
     On success the folder's content is moved into `directory`. On an error everything in `directory` is removed. The
     folder is inside `directory` because the parent of a mount point may be read-only.

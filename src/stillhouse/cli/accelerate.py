@@ -82,7 +82,7 @@ def declare(parser: ArgumentParser) -> None:
 
 
 def add_choice_options(parser: ArgumentParser) -> None:
-    """Add options to an argument parser that decide which measured configuration is chosen: goal and bounds."""
+    """Add to a parser the options that decide which measured configuration is chosen: goal and bounds."""
     parser.add_argument("--goal", choices=GOALS, help="default: latency")
     parser.add_argument("--min-sqnr", type=number, metavar="DB", help="SQNR of every output of a component")
     parser.add_argument("--min-psnr", type=number, metavar="DB", help="PSNR of same-seed pictures")
@@ -170,9 +170,12 @@ def _check_device(requested: str | int) -> str:
 
 
 def _make_options(arguments: Namespace, config: AutoAccelerationConfig | None) -> AccelerateOptions:
-    """Return the options of `run_sweep` from the command line and a config.yml.
+    """Return the options of `run_sweep`, the measurement of all candidates.
 
-    An option that the command line does not give has the value of the config, else its default.
+    Args:
+        arguments: options of the command line.
+        config: content of a config.yml, whose values replace options that the command line does not give; None: no
+            config, so that these options have their defaults.
     """
     defaults = config or AutoAccelerationConfig()
     device = resolve_config_device(defaults.device) if arguments.device is None else _check_device(arguments.device)
@@ -203,6 +206,11 @@ def _make_options(arguments: Namespace, config: AutoAccelerationConfig | None) -
 
 def _check_network(graph: Path, options: AccelerateOptions, config: AutoAccelerationConfig | None) -> None:
     """Check that the options and the config match the inputs of a single ONNX file, before files are written.
+
+    Args:
+        graph: the ONNX file.
+        options: options from the command line and the config.
+        config: content of a config.yml; None: no config.
 
     Raises:
         InvalidRequest: a shape, a file of inputs or an option does not match.

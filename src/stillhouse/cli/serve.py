@@ -61,7 +61,7 @@ def make_server_settings(arguments: Namespace) -> ServerSettings:
 
 
 def parse_tier(text: str) -> tuple[str, str]:
-    """Parse TIER=PIPELINE, and return the name of the tier (class of users) and its pipeline.
+    """Parse TIER=PIPELINE, and return the name of the tier (model name that clients request) and its pipeline.
 
     Without `TIER=`, the name of the tier is "model".
 

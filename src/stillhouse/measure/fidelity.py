@@ -15,7 +15,7 @@ are not finite, or where it is not zero but the reference is all zero."""
 
 @dataclass(frozen=True, slots=True)
 class Fidelity:
-    """The distance of a tensor from its reference. Every value is finite, so that JSON can hold it.
+    """The distance of a tensor (the other tensor) from its reference. Every value is finite, so that JSON can hold it.
 
     Args:
         sqnr: signal to quantisation noise ratio in dB, 10 log10(sum ref^2 / sum (ref - other)^2), clipped to -999..999.

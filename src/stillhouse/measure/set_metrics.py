@@ -38,9 +38,11 @@ def frechet_distance(reference: Features, other: Features) -> float:
 
 @dataclass(frozen=True, slots=True)
 class PrecisionRecall:
-    """Precision: share of the other set's pictures inside the reference's manifold.
+    """Precision and recall of a set of pictures (the other set) in comparison with a reference set, 0 to 1.
 
-    Recall: share of the reference's pictures inside the other set's manifold.
+    Args:
+        precision: share of the other set's pictures inside the reference set's manifold.
+        recall: share of the reference set's pictures inside the other set's manifold.
     """
 
     precision: float

@@ -65,7 +65,7 @@ class JobQueue:
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _cancelled: set[str] = field(default_factory=set)
     """Ids of jobs that were cancelled since the store was last asked for queued jobs. The list of queued jobs may still
-    contain them, so they are skipped when the list is dispatched."""
+    contain them, so these jobs are skipped when the list is dispatched."""
 
     async def run_in_store(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call `function(*arguments)` in the store's thread and return its result."""
@@ -74,7 +74,9 @@ class JobQueue:
     async def submit(
         self, job_id: str, client: Client, tier: str, request: ImageRequest, image_format: Format
     ) -> JobRecord:
-        """Store a job, which is dispatched later, and return its record. If the id is known, return the stored job.
+        """Store a job, which is dispatched later, and return its record.
+
+        If a job with this id is already stored, return the record of that job instead.
 
         Args:
             job_id: id of the job.

@@ -57,7 +57,7 @@ class Service:
     async def store_image(self, handle: RequestHandle, output: RequestOutput) -> str:
         """Store the image of a finished request for download by URL, and return the random name in the URL.
 
-        Whoever knows the name can download the image. Therefore it differs from the request id, which appears in logs.
+        Whoever knows the name can download the image. The name is therefore not the request id, which appears in logs.
 
         Raises:
             Refused: the image cannot be written to the disk.

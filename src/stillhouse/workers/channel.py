@@ -61,7 +61,9 @@ class Transport(Protocol):
 
 
 class SocketTransport:
-    """A `Transport` over a connected stream socket. Each message is sent as its length, then its bytes.
+    """A `Transport` (connection that carries whole messages) over a connected stream socket.
+
+    Each message is sent as its length, then its bytes.
 
     Args:
         connection: the socket, in blocking mode.
@@ -117,7 +119,11 @@ class SocketTransport:
             self._connection.close()
 
     def _read(self, size: int) -> bytes:
-        """Wait until `size` bytes have arrived, and return them. TransportClosed: the other end is gone."""
+        """Wait until `size` bytes have arrived, and return them.
+
+        Raises:
+            TransportClosed: the other end is gone.
+        """
         parts: list[bytes] = []
         while size:
             # MSG_WAITALL reads a large message into one piece of memory. A signal may end `recv` early, so that `recv`

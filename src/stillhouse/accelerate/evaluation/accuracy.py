@@ -19,11 +19,11 @@ EXACT_SQNR = 90.0
 """Minimum SQNR in dB of a network's outputs at which its pictures are assumed to equal the baseline's, and are not
 compared. The relative error is then at most 3e-5, which is less than half a grey level of a picture."""
 SCREENING_PICTURES, FULL_PICTURES = 24, 128
-"""Numbers of pictures whose correctness a program (oracle) scores: for a quick check (screening) of a pipeline with
-other sampling options, and for its acceptance."""
+"""Numbers of pictures whose correctness a program (oracle) scores when a pipeline runs with other sampling options: for
+a quick check (screening), and for the decision whether the options are accepted."""
 _SCREENING_SLACK = 4.2
-"""Percentage points by which a score on SCREENING_PICTURES pictures may drop further than the bound allows: the share
-of one wrong picture."""
+"""Percentage points that are added to the allowed drop of the score where only SCREENING_PICTURES pictures are scored:
+the share of one picture, so that one wrong picture more does not decide."""
 _Z95 = 1.959964
 
 

@@ -76,11 +76,11 @@ class StartCandidate(Command[None], frozen=True):
 
 
 class Build(Command[Built], frozen=True):
-    """Build the candidate's graph, for example by quantization, unless it exists."""
+    """Command to build the candidate's graph, for example by quantization, unless the graph exists."""
 
 
 class UseGraph(Command[None], frozen=True):
-    """Set the graph, built before, that the next `Open` command opens.
+    """Command to set the graph, built before, that the next `Open` command opens.
 
     Args:
         graph: path of the graph.
@@ -90,23 +90,29 @@ class UseGraph(Command[None], frozen=True):
 
 
 class Open(Command[Opened], frozen=True):
-    """Open the network on the candidate's backend and run it once."""
+    """Command to open the network on the candidate's backend and run the network once."""
 
 
 class GpuMemory(Command[int | None], frozen=True):
-    """Return the bytes of GPU memory that the network uses; None where it uses none or no count is available."""
+    """Command to return the bytes of GPU memory that the network uses.
+
+    The reply is None where the network uses no GPU, or where no count is available.
+    """
 
 
 class Release(Command[None], frozen=True):
-    """Close the network to release its memory. A later command opens it again."""
+    """Command to close the network, which releases its memory. A later command opens the network again."""
 
 
 class RunProbes(Command[None], frozen=True):
-    """Run the network on every set of recorded inputs, and write the outputs to a file in the candidate's folder."""
+    """Command to run the network on every set of recorded inputs, and to write the outputs to a file.
+
+    The file is in the candidate's folder.
+    """
 
 
 class RunLargeBatch(Command[None], frozen=True):
-    """Run one batch that consists of rows of several recorded inputs, and write the outputs to a file.
+    """Command to run one batch of rows of several recorded inputs, and to write the outputs to a file.
 
     Args:
         rows: number of rows of the batch.
@@ -116,7 +122,7 @@ class RunLargeBatch(Command[None], frozen=True):
 
 
 class TimeCalls(Command[float], frozen=True):
-    """Run the network on recorded inputs, and return the total seconds of all calls.
+    """Command to run the network on recorded inputs, and to return the total seconds of all calls.
 
     Args:
         calls: number of calls, one after the other.
@@ -126,7 +132,7 @@ class TimeCalls(Command[float], frozen=True):
 
 
 class TimeBatch(Command[float], frozen=True):
-    """Time the network at a batch size, and return the seconds per row of the fastest call.
+    """Command to time the network at a batch size, and to return the seconds per row of the fastest call.
 
     Args:
         rows: batch size.
@@ -138,13 +144,13 @@ class TimeBatch(Command[float], frozen=True):
 
 
 class Generate(Command[None], frozen=True):
-    """Generate a picture for each request, and write the pictures and their final latents to a file."""
+    """Command to generate a picture for each request, and to write the pictures and their final latents to a file."""
 
     requests: tuple[ImageRequest, ...]
 
 
 class TimePictures(Command[float], frozen=True):
-    """Generate a picture several times, and return the total seconds.
+    """Command to generate a picture several times, and to return the total seconds.
 
     Args:
         request: request of the picture.

@@ -123,7 +123,11 @@ class CandidateWorker:
         return Built(str(self.graph), seconds)
 
     def open(self) -> Opened:
-        """Open the network, run it once, and return the seconds of both and the precision that the backend reports."""
+        """Open the network and run it once.
+
+        Return the seconds that opening and the first run took, the precision that the backend reports, and the number
+        of operations by precision.
+        """
         self._gpu_bytes_before = self._gpu_bytes_used() if self._gpu_bytes_before is None else self._gpu_bytes_before
         began = perf_counter()
         feeds = self.probes[0].feeds
@@ -257,7 +261,11 @@ class CandidateWorker:
         """Return an open network that takes inputs of the shapes of `feeds`.
 
         A network of static shapes is opened again for each new combination of shapes. As many networks stay open as the
-        recorded inputs have combinations of shapes, because texts of different lengths alternate in them.
+        recorded inputs have combinations of shapes, because recorded texts of different lengths alternate.
+
+        Args:
+            component: backend and settings of the candidate.
+            feeds: arrays by input name.
         """
         own, shapes = (
             opening_shapes(component, {name: array.shape for name, array in tensors.items()})
@@ -280,7 +288,11 @@ class CandidateWorker:
     def _open_network(self, component: Component, feeds: Feeds) -> Runner:
         """Open the network for the shapes of `feeds`, or for the size of a tile where the candidate decodes in tiles.
 
-        The number of threads is that of the candidate's options, else that of the task.
+        The number of threads is that of `component`, else that of the task.
+
+        Args:
+            component: backend and settings of the candidate.
+            feeds: arrays by input name.
         """
         shapes = {name: array.shape for name, array in feeds.items()}
         if tile := self.task.candidate.options.get("tile"):
@@ -312,8 +324,12 @@ class CandidateWorker:
     def _bind_call(self, feeds: Feeds, runner: Runner) -> Callable[[], object]:
         """Return a function that runs the network once on `feeds`, for timing.
 
-        A denoiser's inputs are moved to its device beforehand if the backend allows, because a pipeline keeps
-        them on this device. Inputs of other networks stay in main memory.
+        A denoiser's inputs are moved to the denoiser's device beforehand if the backend allows, because a pipeline
+        keeps them on this device. Inputs of other networks stay in main memory.
+
+        Args:
+            feeds: arrays by input name.
+            runner: the open network.
         """
         if self._arrays is NUMPY or not isinstance(runner, GraphRunner):
             return partial(runner, feeds)

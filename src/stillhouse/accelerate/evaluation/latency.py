@@ -58,11 +58,14 @@ class LatencyComparison:
 
 
 def calibrate_calls(timer: Timer, seconds: float) -> int:
-    """Return how many calls take the given seconds together, at least 1.
+    """Return how many calls together take the given seconds, at least 1.
 
-    The first call warms up and is not used, except that the result is 1 if this call takes more than
-    LONG_ROUND_SECONDS.
-    Otherwise a second call is timed.
+    The first call warms up. If this call takes more than LONG_ROUND_SECONDS, the result is 1. Otherwise the result
+    follows from the duration of a second call.
+
+    Args:
+        timer: function that runs a number of calls and returns their total seconds.
+        seconds: planned duration of all calls together.
     """
     if timer(1) > LONG_ROUND_SECONDS:
         return 1

@@ -82,6 +82,10 @@ def _with_batch_sizes(candidate: Candidate, rows: Sequence[int]) -> Candidate:
 
     A candidate with dynamic shapes is returned unchanged. If the backend can serve all sizes with a single compiled
     engine, the backend's settings for such an engine are added.
+
+    Args:
+        candidate: the candidate.
+        rows: the batch sizes.
     """
     if candidate.options.get("shapes") != "static":
         return candidate

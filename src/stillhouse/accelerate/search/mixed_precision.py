@@ -19,9 +19,9 @@ from stillhouse.accelerate.selection.choose import best_trial
 from stillhouse.errors import StillhouseError
 
 _SQNR_MARGIN = 5.0
-"""Blocks kept in float must improve the SQNR of the outputs by this many dB where the outputs satisfied their bound,
-but the pictures did not. The search compares outputs only, because generating pictures in each of its steps would take
-too long."""
+"""dB by which blocks kept in float must improve the SQNR of a candidate's outputs, where the outputs satisfied their
+bound, but the pictures did not. The search compares outputs only, because generating pictures in each of its steps
+would take too long."""
 
 
 def search_mixed_precision(

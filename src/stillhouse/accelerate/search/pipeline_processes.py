@@ -62,15 +62,16 @@ class ScoredSamples:
 
 
 class PipelineProcesses:
-    """The open pipelines, each in a process, by candidate.
+    """Open pipelines, each in a process of its own, with methods that generate, compare and time their pictures.
 
-    Candidates that differ only in sampling options run in the same process, that of CHOSEN_PIPELINE.
+    A pipeline is found by its candidate: the chosen networks, a reference pipeline or a distilled student. Candidates
+    that differ only in sampling options run in the same process, that of CHOSEN_PIPELINE.
 
     Args:
         sweep: options and report; measurements are added to the report.
         manifest: manifest of the original pipeline.
         folder: directory in which each candidate gets a folder for its measurements.
-        stack: kills the processes when it is closed.
+        stack: exit stack to which the processes are added; closing the stack kills them.
     """
 
     def __init__(self, sweep: SweepState, manifest: Manifest, folder: Path, stack: ExitStack) -> None:

@@ -363,8 +363,10 @@ class _PipelineSearch:
     def _cannot_recover(self, candidate: Candidate, count: int) -> bool:
         """Return whether a candidate's score on `count` pictures is so low that more pictures are unlikely to help.
 
-        This is so where the value halfway between the mean score gain and the upper end of its 95 % interval violates
-        the bound. Missing pictures are generated.
+        The score is the share of pictures that a program (oracle) finds correct, and its gain is the candidate's score
+        minus the baseline's. The result is True where the value halfway between the mean gain and the upper end of its
+        95 % interval violates the bound, and False where there is no such program or no bound. Missing pictures are
+        generated.
         """
         baseline, actual = (
             self.processes.score_samples(pipeline, count).correct for pipeline in (BASELINE_PIPELINE, candidate)

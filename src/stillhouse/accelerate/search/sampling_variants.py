@@ -73,7 +73,7 @@ def list_search_axes(manifest: Manifest, can_cache: bool) -> list[SearchAxis]:
 
 
 def other_samplers(options: Mapping[str, str]) -> Iterator[Mapping[str, str]]:
-    """Yield copies of sampling options with another sampler, for each of `_OTHER_SAMPLERS` that they do not use yet."""
+    """Yield a copy of sampling options for each sampler of `_OTHER_SAMPLERS`, except the sampler already in use."""
     for sampler in _OTHER_SAMPLERS:
         if sampler != options.get("sampler"):
             yield {**options, "sampler": sampler}

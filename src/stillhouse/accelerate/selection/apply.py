@@ -89,6 +89,10 @@ def _tuning_record(directory: Path, report: Report) -> Tuned:
 
     The record names a file with recorded inputs and reference outputs of each network, and for each network alternative
     candidates in the order of their speed, with the baseline last.
+
+    Args:
+        directory: working directory of `stillhouse accelerate`.
+        report: report with the choice.
     """
     probes, alternatives = {}, {}
     components = original_components(directory)

@@ -86,12 +86,12 @@ def run_final(
 
 
 def repeat_finals(trials: Sequence[Trial], compare: CompareFunction, memory_limit: int | None = None) -> list[Trial]:
-    """Run finals until the fastest candidate has been in one; a final times candidates again, side by side.
+    """Time the candidates that may be the fastest again, side by side, until the fastest has been timed in this way.
 
-    The candidates of a final are those that may be the fastest by their timings so far.
-
-    The fastest of many short timings is overestimated (winner's curse) and may be slower in its final. The candidate
-    that is the fastest then gets a final too. There are at most _MAX_FINALS finals.
+    One such timing is called a final. Its candidates are those that may be the fastest by all timings so far. The
+    fastest of many short timings is overestimated (winner's curse), and may turn out slower in its final. Another
+    candidate is then the fastest; if this candidate has not been in a final, the next final includes it. There are at
+    most _MAX_FINALS finals.
 
     Args:
         trials: measurements of all candidates of a network.

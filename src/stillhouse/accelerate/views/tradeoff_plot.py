@@ -28,7 +28,7 @@ class MarkLabel:
 
     Args:
         text: the text.
-        x, y: position of the text in SVG units, y on its baseline.
+        x, y: position of the text in SVG units; y is the line on which the letters stand.
         anchor: which part of the text is at x, as SVG's text-anchor: start, middle or end.
     """
 

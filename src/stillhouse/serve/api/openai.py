@@ -303,6 +303,12 @@ async def _stream(
     """Yield a server-sent event for every preview and every finished image as soon as it exists.
 
     If a request fails, an event with the error is yielded and the unfinished requests are cancelled.
+
+    Args:
+        request: the HTTP request.
+        handles: requests of the images.
+        name: first part of the names of the events, such as "image_generation".
+        image_format: file format of the finished images; previews are WebP.
     """
     events: asyncio.Queue[tuple[RequestHandle, StreamEvent]] = asyncio.Queue()
     tasks = [asyncio.ensure_future(_forward_events(handle, events)) for handle in handles]

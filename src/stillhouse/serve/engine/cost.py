@@ -25,8 +25,8 @@ class LatencyCurve:
     """Seconds of one network evaluation as a function of the rows of its batch, and the fixed costs of an image.
 
     Args:
-        seconds: measured seconds by number of rows. Other numbers are interpolated linearly, and extrapolated beyond
-            the largest one.
+        seconds: measured seconds by number of rows. Seconds for other numbers of rows are interpolated linearly, and
+            extrapolated beyond the largest number.
         encode_text: seconds to encode a prompt.
         decode: seconds to decode an image and encode the file.
         encode_image: seconds to encode an input image.
@@ -78,15 +78,17 @@ class LatencyCurve:
     def remaining_seconds(self, step_plan: StepPlan, index: int = 0) -> float:
         """Return the seconds from evaluation `index` (from 0) to the decoded image if the image is generated alone.
 
-        Where `index` is 0, the seconds to encode the prompt and the input images are included.
+        Where `index` is 0, the seconds to encode the prompt and the input images are included. `step_plan` has the
+        number of batch rows that each evaluation of the image takes.
         """
         evaluations = sum(count * self.step_seconds(rows) for rows, count in step_plan.remaining(index).items())
         return self._encode_decode_seconds(step_plan, index) + evaluations
 
     def device_seconds(self, step_plan: StepPlan, index: int = 0) -> float:
-        """Return the seconds from evaluation `index` to the decoded image if other images fill the batches.
+        """Return the seconds from evaluation `index` (from 0) to the decoded image if other images fill the batches.
 
-        The image is charged only for its own share of each batch.
+        The image is charged only for its own share of each batch. `step_plan` has the number of batch rows that each
+        evaluation of the image takes.
         """
         rows_left = sum(count * rows for rows, count in step_plan.remaining(index).items())
         filled = rows_left * self.step_seconds(self.saturation_rows) / self.saturation_rows
@@ -164,7 +166,7 @@ class CostModel:
         return self.with_slowdown(batch_key, current + SMOOTHING * (clipped - current))
 
     def with_batch_key(self, batch_key: BatchKey) -> "CostModel":
-        """Return a copy with a latency curve for `batch_key`; the model itself where it has such a curve.
+        """Return a copy with a latency curve for `batch_key`, or this object itself if it already has such a curve.
 
         A new curve is the curve of the pipeline's most similar image size, scaled by the ratio of pixels. Work grows at
         least linearly with the pixels; `with_measurement` corrects the estimate after the first steps. Only the most

@@ -86,10 +86,10 @@ class PipelineCache(Mapping[str, Pipeline]):
 
 @dataclass(frozen=True, slots=True)
 class PipelineExecutor:
-    """The `engine.Executor` that runs pipelines in this process.
+    """The `engine.Executor` (part of an engine that runs the networks) that runs pipelines in this process.
 
     Args:
-        pipelines: pipelines by the names that batch keys hold.
+        pipelines: pipelines by name; the batch key of a job holds the name of its pipeline.
     """
 
     pipelines: Mapping[str, Pipeline]
@@ -191,11 +191,14 @@ def measure_latency_curve(
 
 
 def _median_seconds(calls: int, call: Callable[[Any], object], make_argument: Callable[[], Any]) -> float:
-    """Return the median seconds of `calls` calls after a warm-up call.
+    """Return the median seconds of several calls of a function after a warm-up call.
 
     If the first timed call takes more than SLOW_CALL_SECONDS, its seconds are returned, and no other call is timed.
 
-    Each call takes a new result of `make_argument`, whose time does not count.
+    Args:
+        calls: number of timed calls.
+        call: the function to time, which takes one argument.
+        make_argument: makes a new argument before each call; its time does not count.
     """
 
     def time_call() -> float:

@@ -70,13 +70,16 @@ class StepPlan:
         object.__setattr__(self, "_remaining", tuple(remaining[::-1]))
 
     def remaining(self, index: int) -> Mapping[int, int]:
-        """Return how many evaluations from `index` (from 0) on take each number of batch rows, by number of rows."""
+        """Count the evaluations from `index` (from 0) to the last by the batch rows that they take.
+
+        The result maps each number of rows to the number of evaluations that take it.
+        """
         return self._remaining[index]
 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One image request in the scheduler. Only the engine changes it.
+    """One image request in the scheduler, and the state of its generation.
 
     Args:
         id: request id.

@@ -38,6 +38,12 @@ def select_batch(policy: Policy, jobs: Sequence[Job], now: float, cost: CostMode
     of the batch key (more rows gain almost no throughput), unless its first job alone has more. If batches are padded
     to fixed sizes, the last jobs are left out where a smaller batch has a higher throughput. The result is empty only
     if there are no jobs.
+
+    Args:
+        policy: scheduling policy, which orders the jobs by priority.
+        jobs: unfinished jobs in order of arrival.
+        now: current time in seconds, on the clock of `Job.arrived`.
+        cost: latency model.
     """
     if not jobs:
         return []
@@ -53,7 +59,10 @@ def select_batch(policy: Policy, jobs: Sequence[Job], now: float, cost: CostMode
 
 
 def _best_batch_size(batch: Sequence[Job], cost: CostModel) -> int:
-    """Return how many jobs of `batch`, counted from its first, to run together for the most rows per second."""
+    """Return how many jobs of `batch`, counted from its first, run together give the most rows per second.
+
+    The latency model `cost` predicts the rows per second.
+    """
     sums = accumulate(job.rows for job in batch)
     rates = [(rows / cost.step_seconds(batch[0].batch_key, rows), count) for count, rows in enumerate(sums, 1)]
     return max(rates)[1]
@@ -126,6 +135,12 @@ def predict_finish_times(jobs: Sequence[Job], policy: Policy, now: float, cost: 
 
     The prediction for a job assumes that the jobs before it in the policy's order run first, in full batches, and that
     the job itself then runs alone.
+
+    Args:
+        jobs: unfinished jobs in order of arrival.
+        policy: scheduling policy, which orders the jobs by priority.
+        now: current time in seconds, on the clock of `Job.arrived`.
+        cost: latency model.
     """
     seconds: dict[Job, float] = {}
     queued_seconds = 0.0

@@ -72,7 +72,7 @@ class RequestPool:
     def add(self, job: Job, now: float, cost: CostModel) -> None:
         """Add a job, and set its time of arrival to `now`, its isolated latency and its start tag of fair queueing.
 
-        The isolated latency is the predicted latency without other jobs.
+        The isolated latency is the latency without other jobs, as the latency model `cost` predicts it.
 
         Raises:
             InvalidRequest: the id is in use.
@@ -84,7 +84,10 @@ class RequestPool:
         self._jobs[job.id] = job
 
     def estimate(self, job: Job, now: float, cost: CostModel) -> None:
-        """Set a job's arrival to `now`, its latency without other jobs, and its start tag, without adding the job."""
+        """Set a job's arrival to `now`, its isolated latency and its start tag, without adding the job.
+
+        The isolated latency is the latency without other jobs, as the latency model `cost` predicts it.
+        """
         job.arrived = now
         job.isolated_seconds = cost.isolated_seconds(job.batch_key, job.step_plan)
         job.tag = self._queue(job).peek_tag(job.key)

@@ -28,7 +28,7 @@ class ImageProtocol(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OpenAIProtocol:
-    """OpenAI's Images API as an `ImageProtocol`."""
+    """OpenAI's Images API: formats its requests and recognises its responses for the load generator."""
 
     def make_request(self, request_class: RequestClass, prompt: str) -> HttpRequest:
         """Return the HTTP request that asks for one image with this prompt and the fields of a class of requests.
@@ -58,7 +58,7 @@ class ModelInput:
 
 @dataclass(frozen=True, slots=True)
 class KServeProtocol:
-    """KServe's inference protocol, version 2, over HTTP, as an `ImageProtocol`.
+    """KServe's inference protocol, version 2, over HTTP: formats requests and recognises responses with an image.
 
     Args:
         inputs: metadata of input tensors by name of the model, then by name of the input.

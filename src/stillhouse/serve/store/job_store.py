@@ -233,7 +233,7 @@ class JobStore:
 def _write_atomic(path: Path, content: bytes) -> None:
     """Write a file as a whole or not at all, and return when it is on the disk.
 
-    The directory is created if it does not exist. The database may refer to the file only afterwards.
+    The directory is created if it does not exist. A record that names the file must enter the database only afterwards.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")

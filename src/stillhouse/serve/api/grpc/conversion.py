@@ -67,7 +67,13 @@ def unpack_parameters(request: ModelInferRequest) -> Mapping[str, object]:
 def make_infer_response(
     request: ModelInferRequest, outputs: Sequence[OutputTensor], parameters: Mapping[str, str | float | bool]
 ) -> ModelInferResponse:
-    """Return the response message to a request, with the output tensors as raw bytes."""
+    """Return the response message to a request, with the output tensors as raw bytes.
+
+    Args:
+        request: message of the request, whose model name and id the response repeats.
+        outputs: output tensors.
+        parameters: parameters of the response by name.
+    """
     return ModelInferResponse(
         model_name=request.model_name,
         model_version=VERSION,

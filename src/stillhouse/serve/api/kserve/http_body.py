@@ -51,9 +51,9 @@ class ParsedBody(NamedTuple):
         inputs: input tensors.
         parameters: request parameters without `binary_data_output`.
         id: request id, which the response repeats; None if absent.
-        requested: for the name of each requested output, in order, whether it is sent as bytes after the JSON. Empty if
-            the client names no outputs, which requests all of them.
-        is_binary: whether outputs that `requested` does not name are sent as bytes.
+        requested: names of the requested outputs, in order, each with True if the output is sent as bytes after the
+            JSON, and False if it is sent in the JSON. Empty if the client names no outputs, which requests all outputs.
+        is_binary: whether outputs that `requested` does not name are sent as bytes after the JSON.
     """
 
     inputs: Sequence[InputTensor]

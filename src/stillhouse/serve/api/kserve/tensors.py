@@ -191,6 +191,10 @@ def _number(spec: ModelTensor, element: object) -> int | float:
     A client that means 7.3 can only send the nearest FP32. That number is read as 7.3, so that it gives the same image
     as 7.3 in JSON.
 
+    Args:
+        spec: specification of the input, which names the datatype.
+        element: the element that the client sent.
+
     Raises:
         InvalidRequest: the element is not a number of the input's datatype.
     """
