@@ -85,7 +85,7 @@ class AccelerateOptions:
 
 
 def resolve_memory_limit(requested: int | None, machine: Machine) -> int | None:
-    """Return the bytes of memory at which measured processes are killed, `_KILL_SHARE` of their limit; None: no limit.
+    """Return the bytes of memory at which measured processes are killed: `_KILL_SHARE` times the limit; None: no limit.
 
     Args:
         requested: the user's limit in bytes; None: `_MEMORY_SHARE` of the machine's memory.

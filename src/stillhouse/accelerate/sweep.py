@@ -49,9 +49,8 @@ from stillhouse.pipelines.manifest import TRIALS, Component
 _COMPONENT_ORDER = ("denoiser", "network", "decoder", "text_encoder", "text_encoder_2", "encoder")
 _BUDGET_SHARES = {"denoiser": 0.4, DECODER: 0.44}
 _COMPONENTS_SHARE = 0.48
-"""Share of the time budget after which no further candidate is measured of networks that `_BUDGET_SHARES` does not
-name, such as text encoders. `_BUDGET_SHARES` has the shares of the denoiser and the decoder. The remaining time is for
-the measurement of whole pictures.
+"""Share of the time budget that ends the measurement of networks without an entry in `_BUDGET_SHARES`, such as text
+encoders. The remaining time is for the measurement of whole pictures.
 """
 
 
@@ -245,7 +244,7 @@ class Sweep(SweepState):
     ) -> Iterator[BaselineRun | None]:
         """Yield the first f32 candidate that runs, with its process open for comparison; None where no candidate runs.
 
-        The process is killed at the end of the context.
+        The process is killed when the `with` statement ends.
         """
         baseline = None
         for candidate in candidates:

@@ -181,7 +181,7 @@ def make_distill_settings(arguments: Namespace) -> "DistillSettings":
 
 
 def _set_options(arguments: Namespace, settings_class: Any) -> dict[str, Any]:
-    """Return the command line options that were given and that a settings class has as fields, by name.
+    """Return, by name, the values of those command line options that were given and are fields of a settings class.
 
     Args:
         arguments: options of the command line; None where an option was not given.

@@ -30,7 +30,7 @@ def declare(parser: ArgumentParser) -> None:
 def run(arguments: Namespace) -> int:
     """Add an API key, list all keys, or revoke a key, in the server's database; return exit code 0.
 
-    A new key is printed. It cannot be shown again later, because the database stores only its hash.
+    A new key is printed. The key cannot be shown again later, because the database stores only its hash.
     """
     if arguments.name and arguments.action != "revoke":
         raise InvalidRequest(

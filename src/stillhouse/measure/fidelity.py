@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_SQNR, MIN_SQNR = 999.0, -999.0
-"""Largest and smallest SQNR in dB. Equal tensors have the largest. A tensor has the smallest where some of its elements
-are not finite, or where it is not zero but the reference is all zero."""
+"""Largest SQNR in dB, that of a tensor that equals its reference, and smallest SQNR. The smallest is that of a tensor
+with elements that are not finite, and of a tensor that is not all zero although its reference is."""
 
 
 @dataclass(frozen=True, slots=True)

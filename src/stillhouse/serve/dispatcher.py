@@ -1,6 +1,6 @@
 """Dispatcher: decides which requests are accepted, sends them to worker processes and handles their results.
 
-The dispatcher runs in the server's event loop and never blocks. It knows the state of a worker process only from the
+The dispatcher runs in the server's event loop and never blocks. The state of a worker process is known only from the
 worker's messages.
 """
 
@@ -314,7 +314,8 @@ class Dispatcher:
     ) -> tuple[str, Job]:
         """Return the name of the first tier (model) that can finish a request in time, and the job for this tier.
 
-        The requested tier is tried first. If it would finish too late, the tiers of its setting `degrade` are tried.
+        The requested tier is tried first. If the request would finish too late there, the tiers in the requested tier's
+        setting `degrade` are tried in order.
 
         Args:
             request: the request.

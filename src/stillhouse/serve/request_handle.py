@@ -63,8 +63,8 @@ class RequestHandle:
     Args:
         generation_request: the request as submitted.
         job: the scheduler's state of the request, with the image request in which all defaults are filled in.
-        effective_tier: name of the tier whose pipeline and defaults are used. It differs from the requested tier if
-            the requested one could not finish in time.
+        effective_tier: name of the tier whose pipeline and defaults are used: the requested tier, or the tier that
+            replaced it because the requested tier could not finish in time.
         created: time of acceptance, seconds since the epoch.
         attempts: number of times that the request was sent to a worker.
         is_cancelled: whether cancellation was requested.

@@ -81,7 +81,7 @@ class RequestTracer:
 def make_tracer(processor: SpanProcessor | None = None) -> RequestTracer:
     """Return a tracer that passes spans to `processor`.
 
-    None exports the spans over OTLP, as OpenTelemetry's environment variables configure.
+    Where `processor` is None, the spans are exported over OTLP, as OpenTelemetry's environment variables configure.
     """
     provider = TracerProvider(resource=Resource.create({"service.name": "stillhouse"}))
     provider.add_span_processor(processor or BatchSpanProcessor(OTLPSpanExporter()))

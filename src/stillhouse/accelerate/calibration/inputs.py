@@ -72,8 +72,8 @@ def plausible_inputs(graph: Path, shapes: Mapping[str, _Shape], count: int, seed
 def ones_inputs(graph: Path, shapes: Mapping[str, _Shape]) -> list[Feeds]:
     """Return one set of inputs, by name, in which every element is 1, as in Auto-Acceleration.
 
-    Such inputs serve for comparison with results of Auto-Acceleration only. They hide errors, because a network that is
-    wrong on real inputs may be correct on ones.
+    Such inputs serve only for comparison with results of Auto-Acceleration. Errors may stay hidden, because a network
+    that is wrong on real inputs may be correct on ones.
 
     Raises:
         InvalidRequest: the shapes do not match the graph, or an input has an unsupported element type.
@@ -131,9 +131,10 @@ def _make_input(inputs: GraphInputs, name: str, shape: _Shape, index: int, count
 
 
 def _make_mask(rng: Generator, shape: _Shape, index: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return an attention mask for texts: 1 and 0 for visible and masked tokens, or an additive bias of 0 and -10000.
+    """Return an attention mask for texts.
 
-    The bias is for floats of three axes or more.
+    Visible and masked tokens are True and False. In a mask of floats with three axes or more, they are 0 and -10000, a
+    bias that is added to the attention scores.
 
     Args:
         rng: source of the lengths of texts.

@@ -142,7 +142,7 @@ def find_violation(trial: Trial, bounds: Bounds) -> str:
 def judge_trial(trial: Trial, bounds: Bounds) -> Trial:
     """Return a copy of a trial (measurements of a candidate) with its verdict as `status` and `reason`.
 
-    The status is "rejected" where a bound is violated. It is "skipped" where a check is missing: for a network whose
+    The status is "rejected" where a bound is violated, and "skipped" where a check is missing: for a network whose
     pictures were not compared, and for a distilled student or other sampling options where fewer than FULL_PICTURES
     pictures were scored. Otherwise the status is "accepted". A trial of a reference pipeline (recipe "baseline") is
     returned unchanged.

@@ -29,8 +29,8 @@ def measure_batch_curve(trial: Trial, time_batch: Callable[[int, int], float]) -
     Timing ends at a batch size that fails, or that is hardly faster per row than smaller ones.
 
     Args:
-        trial: measurements of the candidate. Its seconds per row are part of the result, and are not measured again
-            where a call takes more than LONG_CALL_SECONDS.
+        trial: earlier measurements of the candidate. The seconds per row in the trial are part of the result, and are
+            not measured again where a call takes more than LONG_CALL_SECONDS.
         time_batch: function that times a batch. It takes the batch size and the number of repetitions, returns the
             seconds per row, and raises CandidateError where the batch fails.
     """

@@ -24,8 +24,8 @@ def build_graph(candidate: Candidate, graph: Path, folder: Path, probes: Sequenc
     a graph.
 
     Args:
-        candidate: names the backend and its recipe (way to convert a graph, such as a quantization).
-        graph: path of the original graph. It is returned, and nothing is built, if the recipe needs no other graph.
+        candidate: names the backend and the recipe (way to convert a graph, such as a quantization).
+        graph: path of the original graph, which is returned unchanged if the recipe needs no other graph.
         folder: folder of the graph to build.
         probes: recorded inputs, the calibration data of static quantization.
 
@@ -58,7 +58,7 @@ def build_graph(candidate: Candidate, graph: Path, folder: Path, probes: Sequenc
 
 
 def candidate_component(candidate: Candidate, graph: str, weights: str) -> Component:
-    """Return a candidate as a component, as a pipeline's manifest lists it.
+    """Return a candidate as a component, which is the entry of a network in a pipeline's manifest.
 
     Args:
         candidate: gives backend, precision and settings.

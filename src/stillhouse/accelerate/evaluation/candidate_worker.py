@@ -184,8 +184,8 @@ class CandidateWorker:
     def time_calls(self, calls: int) -> float:
         """Run the network on recorded inputs, and return the total seconds of all timed calls.
 
-        If there are several timed calls, an untimed call runs first. It loads this process's data into the CPU caches,
-        and gives threads of other processes time to end their busy waiting.
+        If there are several timed calls, an untimed call runs first. The untimed call loads this process's data into
+        the CPU caches, and gives threads of other processes time to end their busy waiting.
 
         Args:
             calls: number of timed calls, one after the other.

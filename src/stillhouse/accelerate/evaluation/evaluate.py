@@ -135,8 +135,8 @@ def evaluate(
 ) -> tuple[Trial, BaselineRun | None]:
     """Measure a candidate in a process of its own, compare it with the baseline, and judge it.
 
-    Without `baseline` the candidate becomes the baseline, and its process stays open. It is then used for comparison
-    even if it violates a bound, such as the memory bound.
+    Without `baseline` the candidate becomes the baseline, and its process stays open. Later candidates
+    are compared with this baseline even if the baseline violates a bound, such as the memory bound.
 
     Args:
         candidate: candidate to measure.

@@ -1,6 +1,6 @@
 """The search space of a network: candidates (backend, precision, options) in the order in which they are measured.
 
-Candidates that cannot run on this machine or model are listed, too, with the reason.
+Candidates that cannot run on this machine, or not with this network, are listed, too, with the reason.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -127,7 +127,12 @@ def _backend_candidates(component: str, environment: Environment) -> list[Candid
 
 
 def _exclusion_reason(candidate: Candidate, environment: Environment) -> str:
-    """Return why a candidate cannot run on this machine or model, as a sentence; empty where it can."""
+    """Return a sentence that says why a candidate is excluded without a measurement; empty where the candidate can run.
+
+    Args:
+        candidate: the candidate.
+        environment: properties of the machine and of the network.
+    """
     status = environment.backends.get(candidate.backend)
     if status is None or status.reason:
         cause = status.reason if status else "it was not selected"

@@ -30,7 +30,7 @@ def search_mixed_precision(
     """Measure inaccurate quantized candidates again with some blocks of the network kept in float.
 
     A quantized candidate is measured again if it was rejected as inaccurate and may be faster than the best accepted
-    candidate, but only one candidate of each recipe (kind of quantization).
+    candidate. Only one candidate of each recipe (kind of quantization) is measured again.
 
     Args:
         trials: measurements of all candidates of the network.

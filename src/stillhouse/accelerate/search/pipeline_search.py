@@ -349,9 +349,9 @@ class _PipelineSearch:
             return False
 
     def _seconds_needed(self, candidate: Candidate) -> float:
-        """Return the estimated seconds to generate the pictures that are missing to compare FULL_PICTURES pictures.
+        """Return the estimated seconds to generate the pictures still missing for a check of FULL_PICTURES pictures.
 
-        Missing pictures of the candidate and of the baseline count.
+        The missing pictures of the candidate and those of the baseline are counted.
         """
         seconds = 0.0
         for pipeline in (BASELINE_PIPELINE, candidate):

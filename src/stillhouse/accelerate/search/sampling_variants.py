@@ -15,7 +15,9 @@ from stillhouse.pipelines.manifest import Defaults, Manifest
 from stillhouse.pipelines.resolve import resolve
 
 CACHED_STEP_COST = 0.2
-"""Estimated cost of a step with cached features relative to a full step. It decides only the order of measurements."""
+"""Estimated cost of a step with cached features relative to a full step. Only the order of measurements depends on
+the estimate.
+"""
 _MIN_STEPS = 4
 _STEP_SHARES = (0.5, 0.35, 0.28, 0.23)
 _GUIDANCE_INTERVALS = ((0.0, 0.8), (0.0, 0.6), (0.0, 0.45))

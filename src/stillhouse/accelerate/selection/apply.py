@@ -27,8 +27,8 @@ from stillhouse.pipelines.manifest import MANIFEST, TRIALS, Component, Defaults,
 from stillhouse.pipelines.network import NETWORK_MANIFEST, NetworkRecord, write_network
 
 VERIFY_FOLDER = "verify"
-"""Name of the folder with recorded inputs and reference outputs of each network. Another machine checks with them that
-the chosen network computes correctly there.
+"""Name of the folder with recorded inputs and reference outputs of each network. With these files, another
+machine checks that the chosen networks compute correctly there.
 """
 MAX_ALTERNATIVES = 2
 

@@ -13,7 +13,7 @@ from stillhouse.accelerate.records.trial import Trial
 _TIE_MARGIN = 0.03
 """Share of the highest speed-up by which a candidate may be slower and still count as equally fast."""
 _MEMORY_TIE_BYTES = 64 << 20
-"""Unit in bytes to which the peak memory of whole pipelines is rounded up before they are compared."""
+"""Peak memory of whole pipelines is rounded up to a multiple of these bytes before pipelines are compared."""
 
 
 def judge_trials(trials: Iterable[Trial], bounds: Bounds) -> tuple[Trial, ...]:

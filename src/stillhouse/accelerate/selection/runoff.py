@@ -65,7 +65,7 @@ def select_finalists(trials: Sequence[Trial], memory_limit: int | None = None) -
 def run_final(
     trials: Sequence[Trial], context: EvaluationContext, baseline: BaselineRun, budget: TimingBudget = FINAL_BUDGET
 ) -> list[Trial]:
-    """Time the candidates of a network that may be the fastest again, side by side; return their updated trials.
+    """Time again, side by side, those candidates of a network that may be the fastest; return their updated trials.
 
     The result is empty where fewer than two candidates may be the fastest.
 
@@ -86,7 +86,7 @@ def run_final(
 
 
 def repeat_finals(trials: Sequence[Trial], compare: CompareFunction, memory_limit: int | None = None) -> list[Trial]:
-    """Time the candidates that may be the fastest again, side by side, until the fastest has been timed in this way.
+    """Time again, side by side, the candidates that may be the fastest, until the fastest has been timed in this way.
 
     One such timing is called a final. Its candidates are those that may be the fastest by all timings so far. The
     fastest of many short timings is overestimated (winner's curse), and may turn out slower in its final. Another
@@ -209,11 +209,13 @@ def time_rounds(
 
 
 def _is_decided(seconds: Mapping[str, list[float]], width: float) -> bool:
-    """Return whether no candidate is faster than the apparently fastest one by more than a share, with 95 % confidence.
+    """Return whether the fastest candidate is known well enough to end the timing.
+
+    This is the case where, with 95 % confidence, no other candidate is faster than the fastest by more than `width`.
 
     Args:
-        seconds: seconds per call of each round, by candidate key.
-        width: the share, for example 0.02.
+        seconds: seconds per call of each round, by candidate key, with the baseline under BASELINE_KEY.
+        width: share of the time of one call, for example 0.02.
     """
     fastest = max(seconds, key=lambda key: paired_ratio(seconds[BASELINE_KEY], seconds[key]).value)
     return all(paired_ratio(timings, seconds[fastest]).low >= 1 - width for timings in seconds.values())

@@ -206,9 +206,12 @@ class CostModel:
 
 
 def _retained_keys(keys: Iterable[BatchKey]) -> set[BatchKey]:
-    """Return the batch keys whose latency curves are kept, out of all keys in order of their addition.
+    """Return the batch keys (pipeline and image size) whose latency curves are kept when there are too many curves.
 
     The result is the first key of each pipeline, whose curve was measured, and the last `MAX_CURVES` / 2 keys.
+
+    Args:
+        keys: the batch keys of all curves, in the order in which they were added.
     """
     first: dict[str, BatchKey] = {}
     for key in keys:

@@ -111,10 +111,13 @@ class Engine:
         return True
 
     def _advance(self, jobs: Sequence[Job], outputs: list[RequestOutput], is_single: bool = False) -> bool:
-        """Run one network evaluation for a batch of jobs, and return whether it succeeded.
+        """Run one network evaluation for a batch of jobs, and return whether the evaluation succeeded.
 
-        Where it failed and `is_single` is true, the only job is removed, and its failure is appended to `outputs`.
-        Otherwise no job is changed, and the caller tries each job alone, so that only the faulty job fails.
+        Args:
+            jobs: the batch; empty: nothing is run.
+            outputs: list to which the result of a failed job is appended.
+            is_single: whether the batch has one job, which is removed as failed after an error. Otherwise an error
+                changes no job, and the caller tries each job alone, so that only the faulty job fails.
         """
         if not jobs:
             return True
@@ -133,7 +136,7 @@ class Engine:
     def _finish(self, job: Job, outputs: list[RequestOutput]) -> bool:
         """Remove a job after its last evaluation, and return whether its image can be decoded.
 
-        Where it cannot be decoded, the failure is appended to `outputs`.
+        If the image cannot be decoded, the job's failure is appended to `outputs`.
         """
         try:
             self.executor.finish(job)

@@ -228,7 +228,7 @@ def _decode_and_encode(pipeline: Pipeline, request: ImageRequest, latents: Array
 
 
 def _random_latents(pipeline: Pipeline, batch_key: BatchKey) -> Array:
-    """Return random latents, float32 [C, h, w]; their deviation of 0.5 is too small to overflow a float16 decoder."""
+    """Return random latents, float32 [C, h, w], of standard deviation 0.5, which do not overflow a float16 decoder."""
     latent = pipeline.manifest.latent
     shape = (latent.channels, batch_key.height // latent.downscale, batch_key.width // latent.downscale)
     return 0.5 * np.random.default_rng(0).standard_normal(shape, np.float32)

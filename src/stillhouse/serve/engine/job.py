@@ -17,7 +17,7 @@ class BatchKey(NamedTuple):
     Args:
         pipeline: name of the pipeline.
         width, height: size of the image in pixels.
-        extra: further values of the pipeline's family, such as the length to which texts are padded.
+        extra: further numbers that must be equal for the pipeline's model family, such as the padded text length.
     """
 
     pipeline: str

@@ -177,7 +177,8 @@ class SlackPolicy:
     target is overdue, and sorted as if feasible.
 
     The earliest late job receives the slack of the feasible jobs (slack stealing, Lehoczky and Ramos-Thuel, RTSS 1992):
-    it gets one of every `late_interval` steps if all feasible jobs still meet their targets with `margin` to spare.
+    the late job gets one of every `late_interval` steps if all feasible jobs still meet their targets with `margin` to
+    spare.
 
     Starvation is impossible: the first overdue job gets at least one of every `overdue_interval` steps. The job
     therefore finishes within `overdue_interval` times the steps that the job itself and all earlier jobs still need.

@@ -59,7 +59,10 @@ class FairQueue:
 
 @dataclass(slots=True)
 class RequestPool:
-    """Unfinished jobs in order of arrival, and one fair queue for each service tier. Not thread-safe."""
+    """Unfinished jobs in order of arrival, and for each service tier a queue that shares the device between API keys.
+
+    Not thread-safe.
+    """
 
     _jobs: dict[str, Job] = field(default_factory=dict)
     _queues: dict[str, FairQueue] = field(default_factory=dict)

@@ -41,7 +41,7 @@ class SimulatedJob:
 
 @dataclass(slots=True)
 class VirtualExecutor:
-    """An `engine.Executor` that runs no network, and advances a virtual clock by the predicted seconds instead.
+    """An `engine.Executor` for simulations: instead of running networks, a virtual clock advances by predicted seconds.
 
     Args:
         cost_model: latency model, which predicts the seconds.

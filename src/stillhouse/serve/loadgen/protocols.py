@@ -28,7 +28,7 @@ class ImageProtocol(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OpenAIProtocol:
-    """OpenAI's Images API: formats its requests and recognises its responses for the load generator."""
+    """OpenAI's Images API over HTTP: formats requests and recognises responses with an image."""
 
     def make_request(self, request_class: RequestClass, prompt: str) -> HttpRequest:
         """Return the HTTP request that asks for one image with this prompt and the fields of a class of requests.

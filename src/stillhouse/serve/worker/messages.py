@@ -1,7 +1,7 @@
 """Messages between a server and its workers.
 
-Server and worker may run on different hosts. A message therefore holds no time of a clock, and nothing that is valid on
-one host only, except directories on the worker's host.
+Server and worker may run on different hosts. A message therefore holds no points in time, because clocks differ, and
+nothing that is valid on one host only, except directories on the worker's host.
 """
 
 from typing import TypeAlias

@@ -1,8 +1,8 @@
 """Streaming inference: the client sends a stream of requests, the server a stream of previews and images.
 
-The stream is as Triton's clients expect it. Responses carry the request id, because those of several requests may
-interleave. The parameter `triton_final_response` marks the last response of a request. An error is sent as a response
-and does not end the stream.
+The stream is as Triton's clients expect it. Responses carry the request id, because responses to several requests
+may interleave. The parameter `triton_final_response` marks the last response of a request. An error is sent as a
+response and does not end the stream.
 """
 
 import asyncio
