@@ -1,0 +1,1 @@
+"""Seeded faults in the source, and whether the tests find them."""
