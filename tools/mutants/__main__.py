@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT, areas: Sequence[A
     else:
         numbered = dict(enumerate(draw_mutants(source, areas, arguments.count, seed), 1))
     if arguments.only:
-        numbered = {number: drawn for number, drawn in numbered.items() if number in arguments.only}
+        numbered = {number: numbered[number] for number in arguments.only if number in numbered}
     head = {"commit": _commit(root), "tests": _commit(arguments.tests), "seed": seed}
 
     def write(entries: Sequence[Entry]) -> None:
@@ -92,7 +92,9 @@ def _read_arguments(argv: Sequence[str] | None, root: Path) -> Namespace:
     parser = ArgumentParser(prog="python -m tools.mutants", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seed", default=SEED, metavar="TEXT", help="default: %(default)s")
     parser.add_argument("--count", type=int, default=COUNT, metavar="N", help="number of mutants; default: %(default)s")
-    parser.add_argument("--only", type=int, nargs="+", metavar="NUMBER", help="run only these mutants, numbered from 1")
+    parser.add_argument(
+        "--only", type=int, nargs="+", metavar="NUMBER", help="run only these, numbered from 1, in this order"
+    )
     parser.add_argument(
         "--tests", type=Path, default=root, metavar="DIR", help="repository whose tests run; default: this"
     )

@@ -96,13 +96,14 @@ class Bench:
         scratch = self.directory / "scratch"
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
-        options = [f"--basetemp={scratch / 'tests'}", "--hypothesis-seed=0", "-c", "pyproject.toml", "--rootdir=."]
+        # The profile draws the same examples each time, keeps none, and has no deadlines, which a busy machine exceeds.
+        options = [f"--basetemp={scratch / 'tests'}", "--hypothesis-profile=ci", "-c", "pyproject.toml", "--rootdir=."]
         options += ["-x", "-q", "--doctest-modules", "-m", "not large", "-p", "no:cacheprovider"]
         environment = {
             **os.environ,
             "PYTHONPATH": str(self.directory / "src"),
             "PYTHONDONTWRITEBYTECODE": "1",  # two mutants of one size within a second have the same .pyc
-            "HYPOTHESIS_STORAGE_DIRECTORY": str(scratch / "hypothesis"),
+            "HYPOTHESIS_STORAGE_DIRECTORY": str(scratch / "hypothesis"),  # not in the working tree
             "OMP_NUM_THREADS": "1",
         }
         began = time.monotonic()
