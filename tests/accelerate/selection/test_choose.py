@@ -129,3 +129,35 @@ def test_the_choice_keeps_its_bound_and_no_accepted_one_is_faster(trials: list[T
 def test_of_two_that_no_race_can_tell_apart_the_better_is_chosen() -> None:
     even = make_report(make_trial("rough", 2.00, 21), make_trial("exact", 1.96, 119), make_trial("slower", 1.90, 999))
     assert choose_trials(even, "latency", Bounds()).chosen == {"denoiser": Candidate("denoiser", "exact").key}
+
+
+def test_a_trial_at_the_very_margin_counts_as_equally_fast() -> None:
+    even = [make_trial("rough", 1.0, 21), make_trial("exact", 0.97, 119), make_trial("slower", 0.969, 999)]
+    best = best_trial(even, "latency")
+    assert best and best.candidate.backend == "exact"
+
+
+def test_of_ways_to_walk_that_are_equally_fast_the_one_with_the_better_pictures_is_chosen() -> None:
+    scored = PictureFidelity(192, 32.0, 28.0, 0.95, score=0.9, baseline_score=0.93, score_gain=(-0.03, -0.05, 0.0))
+    candidates = [variant_candidate({"steps": steps}) for steps in ("4", "5", "6")]
+    pictures = [scored, replace(scored, psnr=20.0, score=0.95), replace(scored, psnr=99.0, score=0.8)]
+    trials = [
+        make_trial("", 2.0, candidate=candidate, pictures=fidelity, fidelity={})
+        for candidate, fidelity in zip(candidates, pictures, strict=True)
+    ]
+    assert best_trial(trials, "latency") == trials[1]
+    unscored = [
+        replace(trial, pictures=replace(fidelity, score=None)) for trial, fidelity in zip(trials, pictures, strict=True)
+    ]
+    assert best_trial(unscored, "latency") == unscored[2]
+
+
+def test_of_components_that_are_equally_fast_the_more_accurate_one_is_chosen_whatever_its_pictures() -> None:
+    pictures = PictureFidelity(192, 99.0, 99.0, 1.0)
+    rough, exact = make_trial("rough", 2.0, 21, pictures=pictures), make_trial("exact", 2.0, 60)
+    assert best_trial([rough, exact], "latency") == exact
+
+
+def test_a_trial_without_a_measured_accuracy_counts_as_inaccurate() -> None:
+    unknown, poor = make_trial("unknown", 2.0, fidelity={}), make_trial("poor", 2.0, 0.5)
+    assert best_trial([unknown, poor], "latency") == poor

@@ -3,12 +3,19 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import Any, Self, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stillhouse.accelerate.evaluation.candidate_messages import Open, TimeCalls
+from stillhouse.accelerate.evaluation.candidate_process import CandidateProcess
+from stillhouse.accelerate.evaluation.evaluate import BaselineRun, EvaluationContext
 from stillhouse.accelerate.evaluation.latency import FINAL_BUDGET, TimingBudget
+from stillhouse.accelerate.evaluation.task import CandidateTask
+from stillhouse.accelerate.records.report import Bounds
 from stillhouse.accelerate.records.trial import Status, Trial
 from stillhouse.accelerate.selection.choose import best_trial
 from stillhouse.accelerate.selection.runoff import (
@@ -17,6 +24,7 @@ from stillhouse.accelerate.selection.runoff import (
     repeat_finals,
     select_finalists,
     time_rounds,
+    time_side_by_side,
 )
 from stillhouse.measure.clock import Ratio
 from tests.accelerate.trials import make_trial
@@ -240,3 +248,39 @@ def test_a_contest_that_is_late_still_has_three_rounds() -> None:
     clock = Clock()
     timers = {name: clock.timer(name, lambda number: 60.0 + number) for name in (BASELINE_KEY, "one")}
     assert len(time_rounds(timers, replace(FINAL_BUDGET, seconds=1.0), clock)["one"]) == 3
+
+
+class Opened:
+    """A process that takes a second for each call."""
+
+    count = 0
+
+    def __init__(self, task: CandidateTask, *arguments: Any) -> None:
+        self.task = task
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def call(self, command: Any, timeout: float) -> float | None:
+        Opened.count += isinstance(command, Open)
+        return float(command.calls) if isinstance(command, TimeCalls) else None
+
+
+@pytest.mark.parametrize(("seconds", "openings"), [(None, 3), (2.0, 3), (2.6, 1)])
+def test_who_opens_quickly_is_opened_three_times_and_timed_as_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float | None, openings: int
+) -> None:
+    monkeypatch.setattr("stillhouse.accelerate.selection.runoff.CandidateProcess", Opened)
+    monkeypatch.setattr(Opened, "count", 0)
+    context = EvaluationContext(tmp_path, tmp_path, tmp_path / "model.onnx", tmp_path / "probes.npz", Bounds())
+    baseline, quick = make_trial("baseline"), make_trial("quick")
+    other = make_trial("other", open_seconds=seconds, first_seconds=seconds)
+    process = cast(CandidateProcess, Opened(context.make_task(baseline.candidate)))
+    timings = time_side_by_side([baseline, quick, other], context, BaselineRun(process, ()), FINAL_BUDGET)
+    assert Opened.count == 2 * openings
+    assert timings == {
+        key: [1.0] * FINAL_BUDGET.min_rounds for key in (BASELINE_KEY, quick.candidate.key, other.candidate.key)
+    }

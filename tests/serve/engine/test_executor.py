@@ -149,6 +149,30 @@ def test_warm_up_calls_are_not_counted(pipeline: Pipeline, monkeypatch: pytest.M
     assert measure_latency_curve(pipeline, GROUP, batches=(1, 2)) == LatencyCurve({1: 0.5, 2: 0.5}, 0.0625, 0.25, 0.125)
 
 
+@pytest.mark.parametrize(("seconds", "calls", "expected"), [((0.5, 0.2, 0.3), 4, 0.3), ((9.0, 0.2, 0.3), 2, 9.0)])
+def test_only_quick_calls_are_repeated(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, ...], calls: int, expected: float
+) -> None:
+    """After a warm-up call, three calls of less than two seconds are timed, and one of more."""
+    now, decoded, decode = 0.0, 0, Pipeline.decode
+
+    def advance(self: Pipeline, trajectories: Any) -> None:
+        nonlocal now
+        now += 1.0
+
+    def timed(self: Pipeline, latents: Any) -> Any:
+        nonlocal now, decoded
+        now += 100.0 if decoded == 0 else seconds[decoded - 1]
+        decoded += 1
+        return decode(self, latents)
+
+    monkeypatch.setattr(Pipeline, "advance", advance)
+    monkeypatch.setattr(Pipeline, "decode", timed)
+    monkeypatch.setattr("stillhouse.serve.engine.executor.perf_counter", lambda: now)
+    curve = measure_latency_curve(pipeline, GROUP, batches=(1,), calls=3)
+    assert decoded == calls and curve.decode == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 @pytest.mark.parametrize("variant", ["shapes", "inpaint"])
 def test_step_plan_has_the_number_of_encoded_images(

@@ -86,6 +86,11 @@ def test_database_of_another_version_is_refused(tmp_path: Path) -> None:
         connect(tmp_path)
 
 
+def test_directory_is_created_for_its_owner_alone(tmp_path: Path) -> None:
+    connect(tmp_path / "data").close()
+    assert (tmp_path / "data").stat().st_mode & 0o777 == 0o700
+
+
 def test_unusable_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InvalidRequest, match="cannot be used"):
@@ -94,10 +99,10 @@ def test_unusable_directory_is_refused(tmp_path: Path) -> None:
 
 def test_usage_of_the_latest_day_is_restored(tmp_path: Path) -> None:
     connection = connect(tmp_path)
-    write_usage(connection, {"a": (7, 10.0), "b": (8, 20.0), "c": (8, 0.0)})
+    write_usage(connection, {"a": (7, 10.0), "b": (8, 20.0), "c": (8, 0.0), "d": (8, 0.5)})
     connection.close()
     reopened = connect(tmp_path)
-    assert read_usage(reopened) == {"b": (8, 20.0)}
+    assert read_usage(reopened) == {"b": (8, 20.0), "d": (8, 0.5)}
     write_usage(reopened, {})
     assert read_usage(reopened) == {}
     reopened.close()
