@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT, areas: Sequence[A
 
     def write(entries: Sequence[Entry]) -> None:
         if arguments.output:
-            text = json.dumps({**head, "mutants": entries}, indent=1)
+            ordered = sorted(entries, key=lambda entry: entry["number"])
+            text = json.dumps({**head, "mutants": ordered}, indent=1)
             arguments.output.write_text(f"{text}\n", encoding="utf-8")
 
     try:
