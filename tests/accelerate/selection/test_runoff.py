@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -251,12 +252,13 @@ def test_a_contest_that_is_late_still_has_three_rounds() -> None:
 
 
 class Opened:
-    """A process that takes a second for each call."""
+    """A process that takes a second for each call, or now more and now less."""
 
     count = 0
+    seconds: Sequence[float] = (1.0,)
 
     def __init__(self, task: CandidateTask, *arguments: Any) -> None:
-        self.task = task
+        self.task, self.rounds = task, cycle(self.seconds)
 
     def __enter__(self) -> Self:
         return self
@@ -266,7 +268,7 @@ class Opened:
 
     def call(self, command: Any, timeout: float) -> float | None:
         Opened.count += isinstance(command, Open)
-        return float(command.calls) if isinstance(command, TimeCalls) else None
+        return command.calls * next(self.rounds) if isinstance(command, TimeCalls) else None
 
 
 @pytest.mark.parametrize(("seconds", "openings"), [(None, 3), (2.0, 3), (2.6, 1)])
@@ -284,3 +286,14 @@ def test_who_opens_quickly_is_opened_three_times_and_timed_as_often(
     assert timings == {
         key: [1.0] * FINAL_BUDGET.min_rounds for key in (BASELINE_KEY, quick.candidate.key, other.candidate.key)
     }
+
+
+def test_all_openings_of_a_final_that_decides_nothing_have_the_rounds_of_its_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stillhouse.accelerate.selection.runoff.CandidateProcess", Opened)
+    context = EvaluationContext(tmp_path, tmp_path, tmp_path / "model.onnx", tmp_path / "probes.npz", Bounds())
+    process = cast(CandidateProcess, Opened(context.make_task(make_trial("baseline").candidate)))
+    monkeypatch.setattr(Opened, "seconds", (0.8, 1.2))
+    timings = time_side_by_side([make_trial("one"), make_trial("two")], context, BaselineRun(process, ()))
+    assert {len(seconds) for seconds in timings.values()} == {FINAL_BUDGET.max_rounds}
