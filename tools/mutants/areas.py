@@ -38,7 +38,6 @@ AREAS = (
         "engine",
         "stillhouse/serve/engine",
         (
-            "tests/serve/engine/test_admission.py",
             "tests/serve/engine/test_arrivals.py",
             "tests/serve/engine/test_cost.py",
             "tests/serve/engine/test_engine.py",

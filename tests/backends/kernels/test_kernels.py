@@ -157,7 +157,8 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
     ):
         guided_step.guided_step(x, torch.ones(3, 6, 2, 2), None, weights)
     with pytest.raises(
-        InvalidRequest, match=r"weights \[2, 6\] do not fit 2 pictures; allowed: rows int32 \[2, 1 \+ T\]"
+        InvalidRequest,
+        match=r"weights \[2, 6\] do not fit 2 pictures; allowed: rows int32 \[2, 1 \+ T\] " r"and weights \[2, 5",
     ):
         guided_step.guided_step(x, torch.ones(6, 6, 2, 2), torch.zeros(2, 3, dtype=torch.int32), weights)
     with pytest.raises(InvalidRequest, match="previous is"):
