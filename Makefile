@@ -9,7 +9,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs bench bench-serve bench-large yardstick train students protocol constraints clean
+.PHONY: help demo test durations lint docs bench bench-serve bench-large yardstick train students protocol constraints clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -19,7 +19,10 @@ demo: .venv/core.stamp ## generate twelve pictures with the embedded model, then
 	$(BIN)/stillhouse serve --port $(PORT)
 
 test: lint ## lint, then run every test that is not marked large
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not large" -n $(TESTERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not large" -n $(TESTERS) --dist loadfile --no-loadscope-reorder
+
+durations: .venv/full.stamp ## run the tests, and record how long each file takes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not large" -n $(TESTERS) --dist loadfile --no-loadscope-reorder -p tools.durations
 
 lint: .venv/full.stamp ## style, format, types, layers, names, generated documents
 	$(BIN)/ruff check

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 import stillhouse  # noqa: F401  # first: switches off the telemetry of the others
 from stillhouse.convert.import_model import ImportOptions, import_model
 from stillhouse.pipelines.pipeline import Pipeline
+from tools.durations import DURATIONS, sort_by_duration
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read by the hub's client when it is first imported
 
@@ -22,6 +23,12 @@ PROMPT, NEGATIVE = "a red circle left of a blue square", "a green triangle"
 
 Checkpoint = Callable[[str], Path]
 Opened = Callable[[str], Pipeline]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the files that take longest first, so that the processes of pytest-xdist end at about the same time."""
+    if DURATIONS.is_file():
+        sort_by_duration(items, json.loads(DURATIONS.read_text(encoding="utf-8")))
 
 
 def pytest_collection_finish() -> None:
