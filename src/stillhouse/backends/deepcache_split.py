@@ -202,7 +202,10 @@ def _rename_tensor(nodes: Iterable[Any], tensor: str) -> None:
 
 
 def _prune(graph: Any) -> None:
-    """Remove the nodes, initializers and inputs that no output needs once the tensor `deep` is given, in place."""
+    """Remove, in place, the nodes, initializers and inputs of a graph on which none of its outputs depends.
+
+    The tensor `deep` counts as an input of the graph, so the nodes that compute `deep` are removed.
+    """
     makers = {output: node for node in graph.node for output in node.output if DEEP_TENSOR not in node.output}
     needed = _ancestors([value.name for value in graph.output], makers)
     made = {output for node in needed for output in node.output}

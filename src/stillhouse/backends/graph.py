@@ -50,7 +50,7 @@ def load_external_data(tensor: "TensorProto", folder: Path) -> None:
 
 
 def link_tensor(tensor: "TensorProto", stored: StoredTensor, location: str) -> "list[NodeProto]":
-    """Replace the values of a floating initializer by a pointer to a stored tensor.
+    """Replace the values of a floating-point initializer by a pointer to a stored tensor.
 
     Args:
         tensor: changed in place. Where the stored element type differs, the tensor is renamed to `<name>.stored`.

@@ -106,7 +106,7 @@ def minimal_exact_blocks(
 
 
 def _ddmin(names: Sequence[str], passes: Callable[[Sequence[str]], bool]) -> Sequence[str]:
-    """Return a subset of `names` that `passes` accepts, and refuses without any one of its names (delta debugging).
+    """Return a subset of `names` that `passes` accepts, but refuses when any one name is left out (delta debugging).
 
     `passes` must accept all of `names` together. Parts of the set are tried first, then their complements, then smaller
     parts.
@@ -158,12 +158,14 @@ class _CachedPredicate:
 
 
 def _split_by_module(nodes: Sequence[_Scoped], depth: int, inside: tuple[str, ...] = ()) -> Iterator[Block]:
-    """Yield a block for each module at a depth; a module with over 16 nodes is divided into its submodules.
+    """Group nodes by the module that holds them, and yield a block for each module.
+
+    A module with more than 16 nodes is divided into its submodules by another call, whose `depth` is one larger.
 
     Args:
-        nodes: nodes to group, each with the names of the modules around it.
-        depth: index of the name by which nodes are grouped, in the list of modules around each node (outermost first).
-        inside: names of modules with which the name of each block begins.
+        nodes: for each node, the names of the modules around the node, from the outermost on, and its own name.
+        depth: level of the modules that become blocks; 0 is the outermost level.
+        inside: names of the modules that earlier calls divided; the name of each block begins with these names.
     """
     groups: dict[tuple[str, ...], list[_Scoped]] = {}
     for scope, name in nodes:

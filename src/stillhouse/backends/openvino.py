@@ -213,8 +213,12 @@ def _layer_precisions(compiled: Any, model: Any) -> dict[str, int]:
 
     Matrix products of the model that are fused into a "Subgraph" layer, as in attention, count too. The precision is
     the end of the kernel's name, which is the type of the kernel's first input. OpenVINO's field "runtimePrecision" is
-    only a fallback: for a layer whose weights are stored as integers, it is the type of the weights, even where the
-    layer expands them and multiplies in f32.
+    only a fallback: for a layer whose weights are stored as integers, the field has the type of the weights, even where
+    the layer expands the weights and multiplies in f32.
+
+    Args:
+        compiled: the network as OpenVINO compiled it.
+        model: the network before compilation.
     """
     products = {node.get_friendly_name() for node in model.get_ops() if node.get_type_name() == "MatMul"}
     counts: Counter[str] = Counter()

@@ -222,10 +222,14 @@ def _infer_element_types(graph: Path) -> dict[str, int]:
 
 
 def _angle_nodes(nodes: Iterable[Node], constants: Collection[str]) -> set[str]:
-    """Return the names of each sine node, and of the nodes between the last layer with weights and the sine.
+    """Return the names of the nodes that compute a sine, cosine or tangent, and of those that compute the angle.
 
-    These nodes compute the sine of an angle and stay in float32. Half precision has a significand of 11 bits, too few
-    for an angle of 900 radians. `constants` are the names of the graph's constants.
+    The nodes of an angle begin after the last layer with weights. All these nodes stay in float32, because half
+    precision has a significand of 11 bits, too few for an angle of 900 radians.
+
+    Args:
+        nodes: nodes of a graph in the order in which they run.
+        constants: names of the graph's constants.
     """
     sources: set[str] = set()
     names = set()

@@ -119,9 +119,10 @@ class QdqRewriter:
             self._add("Add", [last, added], result)
 
     def _quantized_input(self, name: str, ranges: Ranges) -> str:
-        """Return the name of a tensor after quantising and dequantising it; the operators are appended on first use.
+        """Return the name of the quantised and dequantised form of the tensor `name`.
 
-        `ranges` has the tensor's minimum and maximum.
+        The first call for a tensor appends the operators that quantise and dequantise the tensor. `ranges` has its
+        minimum and maximum.
         """
         if name not in self._rounded:
             self._rounded[name] = f"{name}.rounded"

@@ -5,7 +5,7 @@ used: it loads the whole model and writes copies of it. Here one constant at a t
 that 2.2 GB of weights need 0.8 GB of memory. On the denoiser of the embedded model "shapes", the signal to noise ratio
 is 24 dB; with the library and the same number of bits, the ratio is 22 dB. For OpenVINO, NNCF is used.
 
-Where inputs are unsigned, signed weights are rounded to 7 bits (`reduce_range`, `overflow_fix`). Without VNNI
+Where inputs are unsigned, signed weights are rounded to 7 bits, as by onnxruntime's option `reduce_range`. Without VNNI
 instructions, x86 adds two 8-bit products in 16 bits, and the sum saturates (onnxruntime.ai, "Quantize ONNX models"). On
 the Shapes denoiser, static quantisation gives 12 dB with 8 bits and 24 dB with 7. With 7 bits, a graph that was made on
 one processor is right on all others.
@@ -56,8 +56,8 @@ def quantize_static(
 ) -> None:
     """Write a graph with QuantizeLinear and DequantizeLinear around every Conv, MatMul and Gemm with weights.
 
-    Inputs are unsigned with one range for each tensor, the widest that occurs in the feeds. (On the Shapes denoiser, a
-    range of nine tenths of this loses 1 dB, and of three quarters 6 dB.) Weights are signed with a scale for each
+    Inputs are unsigned with one range for each tensor, the widest that occurs in the feeds. (On the Shapes denoiser,
+    nine tenths of the widest range lose 1 dB, and three quarters lose 6 dB.) Weights are signed with a scale for each
     output channel (Jacob et al. 2018, arXiv:1712.05877). Products of two activations stay in float32. Runtimes fuse
     these operators into integer kernels. The result of a row does not depend on the other rows.
 
@@ -286,8 +286,8 @@ def _raise_opset(graph: Path, model: Model) -> None:
     """Raise the opset of a model, in place, to 19, the first opset with fp8. `graph` is its path, for the message.
 
     Raises:
-        InvalidRequest: an operator means something else in opset 19. These are reductions with axes as an attribute,
-            Split without lengths, and RoiAlign without a coordinate transformation mode.
+        InvalidRequest: the model has an operator that means something else in opset 19: a reduction with axes as an
+            attribute, a Split without lengths, or a RoiAlign without a coordinate transformation mode.
     """
     (opset,) = (entry for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     if opset.version >= _WITH_FP8:
@@ -321,7 +321,10 @@ def _iterate_nodes(graph: Any) -> Iterator[Node]:
 
 
 def _has_weights(node: Node, constants: Mapping[str, Constant]) -> bool:
-    """Return whether the weights and the bias of a node are constants of shapes that can be quantised."""
+    """Return whether the weights of a node, and its bias if it has one, are constants that can be quantised.
+
+    `constants` are the constants of the graph by name.
+    """
     if node.domain not in ("", "ai.onnx") or node.input[0] in constants:
         return False
     weights, *bias = (constants.get(name) for name in node.input[1:])
@@ -338,11 +341,15 @@ def _has_weights(node: Node, constants: Mapping[str, Constant]) -> bool:
 
 
 def _rounded_outputs(model: Model, heavy: Sequence[Node]) -> set[str]:
-    """Return the names of the tensors to quantise behind the convolutions among `heavy`, the nodes to quantise.
+    """Return the names of the outputs to quantise: one for each convolution.
 
-    Runtimes fuse a convolution to an integer kernel only where its output is quantised too. Where an activation alone
-    reads the output, runtimes fuse the activation as well, so the result has the activation's output instead of the
-    convolution's.
+    Runtimes fuse a convolution to an integer kernel only where its output is quantised too. Where only an activation
+    function reads the convolution's output, runtimes fuse this function as well. The result then has the name of the
+    function's output, otherwise that of the convolution's output.
+
+    Args:
+        model: the graph.
+        heavy: nodes of the graph that are quantised; nodes other than convolutions are ignored.
     """
     results = {value.name for value in model.graph.output}
     consumers: dict[str, list[Node]] = {}

@@ -163,7 +163,10 @@ class GraphRunner:
         return self._call(self.device_run, ordered)
 
     def _call(self, run: Callable[[dict[str, Any]], Sequence[Any]], feeds: dict[str, Any]) -> dict[str, Any]:
-        """Call the runtime by `run` and return its results by name of the output. Its errors become BackendFailed."""
+        """Call `run` with the input arrays `feeds`, and return the output arrays by name of the output.
+
+        An error of the runtime is raised as BackendFailed.
+        """
         try:
             results = run(feeds)
         except Exception as error:
@@ -220,9 +223,15 @@ def bind_axes(shapes: Mapping[str, Sequence[int]], axes: Mapping[str, Axes]) -> 
 
 
 def fix_axes(shapes: Mapping[str, tuple[int, ...]], axes: Mapping[str, Axes]) -> dict[str, Axes]:
-    """Return the axes of all inputs, where the axes of the inputs in `shapes` have the lengths of these static shapes.
+    """Return the axes of all inputs with the lengths of static shapes filled in.
 
-    A named axis gets its length in every input that has this axis. The errors are those of `bind_axes`.
+    Args:
+        shapes: static shape by input; other inputs may be left out. A named axis gets the length from these shapes in
+            every input that has an axis of this name.
+        axes: axes of all inputs.
+
+    Raises:
+        InvalidRequest: a shape does not fit the axes of its input, or two lengths are given for one named axis.
 
     >>> fix_axes({"sample": (2, 4)}, {"sample": ("batch", 4), "timestep": ("batch",), "text": ("tokens",)})
     {'sample': (2, 4), 'timestep': (2,), 'text': ('tokens',)}
@@ -232,9 +241,12 @@ def fix_axes(shapes: Mapping[str, tuple[int, ...]], axes: Mapping[str, Axes]) ->
 
 
 def _axis_fits(axis: int | str | None, length: int, lengths: dict[str, int]) -> bool:
-    """Return whether an axis may have a length.
+    """Return whether an axis of an input may have a length, and record the length of a named axis in `lengths`.
 
-    `lengths` has the length of each named axis so far; the length of a new name is added.
+    Args:
+        axis: the only allowed length; a name, where all axes of this name must have one length; or None for any length.
+        length: length of the axis in an input array; 0 is never allowed.
+        lengths: recorded length of each named axis.
     """
     expected = lengths.setdefault(axis, length) if isinstance(axis, str) else axis
     return length > 0 and expected in (None, length)
@@ -246,7 +258,7 @@ def _prepare_array(array: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
 
 
 def check_dtype(spec: TensorSpec, dtype: str) -> None:
-    """Raise InvalidRequest where `dtype`, the dtype of an array for an input, is not the input's dtype."""
+    """Raise InvalidRequest where `dtype`, the dtype of an array, differs from the dtype of the input `spec`."""
     if dtype != spec.dtype:
         raise InvalidRequest(
             f"input {spec.name!r} got an array of {dtype}", allowed=spec.dtype, fix=f"use .astype({spec.dtype!r})"

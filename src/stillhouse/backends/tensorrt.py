@@ -217,6 +217,8 @@ def build_engine(
 def tensorrt_device_arrays(settings: Mapping[str, str], name: str = "tensorrt") -> Any:
     """Return the operations on tensors (`torch_arrays.TorchArrays`) on the GPU that these settings name.
 
+    `name` is the backend, for the error message.
+
     Raises:
         RuntimeMissing, InvalidRequest: torch is not installed, or the machine lacks the GPU.
     """
@@ -282,7 +284,10 @@ def _parse_ranges(text: str) -> dict[str, tuple[int, int]]:
 
 
 def _axes(signature: Signature, profiles: Sequence[Profile]) -> dict[str, Axes]:
-    """Return the axes of all inputs, by name. An axis has a fixed length where no profile (shape ranges) varies it."""
+    """Return the axes of all inputs of an engine, by name of the input.
+
+    An axis is its length where all profiles (shape ranges) give it the same length, otherwise the axis of the graph.
+    """
 
     def length(name: str, place: int) -> int | None:
         ranges = [profile[name] for profile in profiles]
@@ -475,7 +480,7 @@ def _run_to_numpy(run: Callable[[Mapping[str, Any]], Sequence[Any]], feeds: Tens
 
 
 def _run_to_float32(run: Callable[[Mapping[str, Any]], Sequence[Any]], feeds: Mapping[str, Any]) -> list[Any]:
-    """Run an engine and return its outputs on the GPU in float32, since samplers compute in float32."""
+    """Call `run` with input arrays by name, and return its outputs on the GPU, converted to float32 for samplers."""
     return [output.float() for output in run(feeds)]
 
 

@@ -145,10 +145,10 @@ def batch_profiles(
 
 
 def graph_key(graph: Path, signature: Signature, profiles: Sequence[Profile], refittable: Sequence[str] = ()) -> str:
-    """Return sixteen hexadecimal digits that identify an engine by all that it is built from, except GPU and TensorRT.
+    """Return a hash, in sixteen hexadecimal digits, of all that an engine is built from, except GPU and TensorRT.
 
-    These are the graph's bytes, size and modification time of its weights files, the profiles (shape ranges of the
-    inputs), and the names of the weights that a refit can change.
+    The hash covers the graph's bytes, size and modification time of its weights files, the profiles (shape ranges of
+    the inputs), and `refittable`, the names of the weights that a refit can change.
     """
     weights = [(name, (graph.parent / name).stat()) for name in sorted(signature.external)]
     shapes = [{name: asdict(bounds) for name, bounds in sorted(profile.items())} for profile in profiles]

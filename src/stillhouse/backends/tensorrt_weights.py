@@ -120,7 +120,9 @@ class EngineWeights:
                 self.refitter.unset_named_weights(name)
 
     def _set_layer(self, layer: str, values: Any, held: dict[str, Any]) -> None:
-        """Pass the weights of a layer to the refitter, and add them to `held`, which keeps them alive until the refit.
+        """Pass new weights of a layer, `values`, to the refitter, and add them to `held`.
+
+        The refitter does not copy the weights, so `held` must keep them in memory until the refit.
 
         Raises:
             BackendFailed: the engine does not accept the weights.

@@ -261,6 +261,10 @@ def _quantize(module: Any, scheme: str, device: str) -> None:
 def _network_class(graph: Path, signature: Signature) -> TorchNetwork:
     """Return the description of the class of the network that lies beside a graph.
 
+    Args:
+        graph: an ONNX file; config.json beside the file names the class.
+        signature: signature of the graph, which shows whether the graph was changed after its export.
+
     Raises:
         BackendFailed: there is no network, its class is not known, or the graph was changed after its export.
     """
@@ -350,7 +354,8 @@ def _is_quantized(part: Any) -> bool:
 def _compile_options(torch: Any) -> dict[str, int]:
     """Return options for `Module.compile` that raise torch's limit of compiled variants of a block.
 
-    Before torch 2.12, which has no such option, the limit is raised for the whole process.
+    Versions of torch before 2.12 have no such option. With these versions the limit is raised for the whole process,
+    and the result is empty.
     """
     if "recompile_limit" in inspect_signature(torch.compile).parameters:
         return {"recompile_limit": _RECOMPILE_LIMIT}

@@ -35,7 +35,7 @@ class TorchNetwork:
         wrapper: `module:function` that turns a network, the path of a graph and its signature into a torch module with
             the graph's inputs and outputs, or returns None for the graph of another network.
         block: class name of the blocks that regional compilation compiles.
-        output_shapes: rule of each output's shape, by name.
+        output_shapes: function that computes the shape of an output, see `ShapeRule`, by name of the output.
         float32_inputs: inputs that are not converted to the network's precision.
         int64_inputs: inputs of token ids and their masks.
     """

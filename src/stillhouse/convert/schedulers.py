@@ -84,7 +84,12 @@ def _defaults(name: str) -> dict[str, Any]:
 def _spacing(config: Mapping[str, Any], name: str) -> Spacing:
     """Return how a scheduler spaces its timesteps.
 
-    LCMScheduler, which has a spacing of its own, gets "trailing", whose timesteps differ from its own by at most 20.
+    LCMScheduler has a spacing of its own. For LCMScheduler the result is "trailing", whose timesteps differ by at most
+    20 from those of LCMScheduler.
+
+    Args:
+        config: the scheduler's configuration.
+        name: the scheduler's class name.
     """
     return "trailing" if name == "LCMScheduler" else config.get("timestep_spacing", "leading")
 

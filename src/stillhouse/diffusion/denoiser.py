@@ -18,7 +18,7 @@ Each function says whether these arrays have a batch axis.
 Denoiser: TypeAlias = Callable[[Array, Array, Conditioning], Array]
 """A network that predicts noise, velocity or the clean picture for R rows of a batch.
 
-It takes latents [R, C, h, w], timesteps [R] and the other inputs [R, ...] by name, and returns the output [R, c, h, w].
+The arguments are latents [R, C, h, w], timesteps [R] and the other inputs [R, ...] by name. The result is [R, c, h, w].
 C is larger than c where the network has extra input channels, for example for inpainting.
 """
 

@@ -72,7 +72,7 @@ class SamplerState(Generic[Tensor]):
         level: noise level of the previous evaluation.
         z: latents at that level.
         denoised: denoised picture of the previous evaluation.
-        previous: the state of the evaluation before that, for samplers that need two.
+        previous: state of the evaluation before the previous one, for samplers that need two evaluations.
     """
 
     level: NoiseLevel
@@ -93,8 +93,9 @@ Estimated: TypeAlias = tuple[Tensor, Tensor, SamplerState[Tensor] | None]
 class X0Estimate(Protocol):
     """A function that estimates the clean picture x0 for a sampler's step.
 
-    It takes the latents z, the denoised picture, the evaluation, and the state that the previous call returned (None at
-    the first evaluation). It returns the latents to step from, the estimate of x0, and the state for the next call.
+    The arguments are the latents z, the denoised picture, the evaluation, and the state that the previous call returned
+    (None at the first evaluation). The result is the latents to step from, the estimate of x0, and the state for the
+    next call.
     """
 
     def __call__(  # noqa: D102
@@ -125,7 +126,10 @@ def consistency_coefficients(start: NoiseLevel, end: NoiseLevel, eta: float = 1.
 def first_order(
     z: Tensor, denoised: Tensor, evaluation: Evaluation, state: SamplerState[Tensor] | None
 ) -> Estimated[Tensor]:
-    """Estimate x0 as the denoised picture. The step starts from z, and no state is kept."""
+    """Estimate x0 as the denoised picture. The step starts from z, and no state is kept.
+
+    See `X0Estimate` for arguments and result.
+    """
     return z, denoised, None
 
 
@@ -134,7 +138,7 @@ def heun(z: Tensor, denoised: Tensor, evaluation: Evaluation, state: SamplerStat
 
     The rule integrates over sigma / alpha, where the derivative is the noise. At pure noise sigma / alpha is infinite,
     and near pure noise one step is so long that the rule's error exceeds the picture. Such steps integrate over alpha /
-    sigma instead, where the derivative is x0.
+    sigma instead, where the derivative is x0. See `X0Estimate` for arguments and result.
     """
     start, end = evaluation.start, evaluation.end
     if state is None:
@@ -151,7 +155,8 @@ def dpmpp_2m(
 ) -> Estimated[Tensor]:
     """Estimate x0 by DPM-Solver++ 2M (arXiv 2211.01095, algorithm 2).
 
-    The last two denoised pictures are extrapolated to the middle of the step in lambda = log(alpha / sigma).
+    The last two denoised pictures are extrapolated to the middle of the step in lambda = log(alpha / sigma). See
+    `X0Estimate` for arguments and result.
     """
     return z, _extrapolate(denoised, evaluation, state), SamplerState(evaluation.level, z, denoised)
 
@@ -159,7 +164,8 @@ def dpmpp_2m(
 def unipc(z: Tensor, denoised: Tensor, evaluation: Evaluation, state: SamplerState[Tensor] | None) -> Estimated[Tensor]:
     """Correct the previous step, then estimate x0: UniPC-2 with B2(h) = e^h - 1 (arXiv 2302.04867).
 
-    The predictor is DPM-Solver++ 2M. The corrector repeats the previous step with the x0 that was found at its end.
+    The predictor is DPM-Solver++ 2M. The corrector repeats the previous step with the x0 that was found at the end of
+    that step. See `X0Estimate` for arguments and result.
     """
     earlier = None
     if state is not None:
@@ -173,7 +179,8 @@ def lcm(z: Tensor, denoised: Tensor, evaluation: Evaluation, state: SamplerState
     """Estimate x0 by the consistency function c_skip * z + c_out * x0 (arXiv 2303.01469, equation 5).
 
     The constants are as in latent consistency models. At timestep 0 the function returns z itself, with its noise.
-    Grids therefore need trailing spacing, whose last timestep is well above 0.
+    Grids therefore need trailing spacing, whose last timestep is well above 0. See `X0Estimate` for arguments and
+    result.
     """
     data, time = 0.5, 10 * evaluation.level.timestep
     skip = data**2 / (time**2 + data**2)
@@ -184,6 +191,11 @@ def _extrapolate(denoised: Tensor, evaluation: Evaluation, state: SamplerState[T
     """Return x0 in the middle of the step, on the line through the last two denoised pictures.
 
     Where there is no previous evaluation, the denoised picture is returned.
+
+    Args:
+        denoised: the last denoised picture.
+        evaluation: evaluation before the step.
+        state: state of the previous evaluation, with the denoised picture before the last; None: there was none.
     """
     if state is None or evaluation.extrapolation == 0:
         return denoised
@@ -194,6 +206,11 @@ def _corrected(denoised: Tensor, level: NoiseLevel, state: SamplerState[Tensor])
     """Return the x0 with which UniPC's corrector repeats the step from the state's level to `level`.
 
     The corrector is UniC-2, or UniC-1 for the first step.
+
+    Args:
+        denoised: the denoised picture at `level`.
+        level: noise level at the end of the step.
+        state: state of the evaluation at the start of the step.
     """
     if state.previous is None:
         return 0.5 * (state.denoised + denoised)

@@ -253,7 +253,13 @@ def _picture_steps(trajectories: Sequence[Trajectory], outputs: Array) -> list[P
 
 
 def _picture_step(trajectory: Trajectory, rows: tuple[int, ...], outputs: Array) -> PictureStep:
-    """Return the numbers for the step of a picture whose branches have these rows of `outputs`, base first."""
+    """Return the numbers for the step of a picture: its rows, guidance weights and sampler weights.
+
+    Args:
+        trajectory: the picture.
+        rows: index in `outputs` of each of the picture's branches, the base branch first.
+        outputs: outputs of the network for the batch.
+    """
     plan, evaluation = trajectory.plan, trajectory.next_evaluation
     of_z, of_output = denoised_weights(plan.prediction, evaluation.level.alpha, evaluation.level.sigma)
     weights = plan.guidance.weights(evaluation.progress)

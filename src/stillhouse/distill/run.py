@@ -265,9 +265,15 @@ def _select_strategy(directory: Path, manifest: Manifest, teacher: Denoiser, set
 
 
 def _initial_student(directory: Path, manifest: Manifest, teacher: Denoiser, settings: DistillSettings) -> Denoiser:
-    """Open the denoiser whose weights the first student of trajectory regression starts from.
+    """Return the denoiser from whose weights the first student of trajectory regression starts.
 
-    The denoiser is that of `settings.init_from`, or the teacher where this setting is None.
+    This is the denoiser of the pipeline `settings.init_from`, or `teacher` where this setting is None.
+
+    Args:
+        directory: the teacher's pipeline directory, for the error message.
+        manifest: the teacher's manifest.
+        teacher: the teacher's denoiser.
+        settings: settings of the distillation.
 
     Raises:
         InvalidRequest: the teacher is itself a distilled model, or `init_from` is not a student of this teacher, or the

@@ -188,12 +188,15 @@ def read_distill_settings(path: Path) -> DistillSettings:
 def _default_recipe(student: str, parameters: int, rank: int) -> StageRecipe:
     """Return the default training hyper-parameters of a student.
 
-    `rank` is the rank of LoRA weights, 0 without LoRA; `DistillSettings.recipe` describes the other arguments.
-
     The numbers of updates are those of Meng et al. (arXiv 2210.03142, appendix): 3,000 to 5,000 to distil guidance,
     2,000 to 5,000 to halve the number of steps, and more for the students with the fewest and longest steps. The
     learning rate decays to zero in the training of each student (Salimans and Ho, arXiv 2202.00512, table of
     hyperparameters). The rate is larger for networks of less than 20 million weights and for LoRA weights.
+
+    Args:
+        student: "guidance", "edits", "decoder", or the student's number of steps as a string.
+        parameters: number of weights of the network.
+        rank: rank of LoRA weights; 0: training without LoRA.
     """
     if student == DECODER:
         return StageRecipe(

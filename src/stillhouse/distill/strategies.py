@@ -87,12 +87,13 @@ class Strategy(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ProgressiveChain:
-    """Strategy in which each student is the teacher of the next student, which has fewer steps.
+    """Strategy that trains a chain of students, each with fewer steps: each student is the teacher of the next.
 
     Args:
-        teacher: teacher of the first student.
+        teacher: denoiser that is the teacher of the first student in the chain.
         recipe: hyper-parameters of all students.
-        teacher_grid: the only timesteps at which a distilled teacher may be sampled; None: any timesteps.
+        teacher_grid: where `teacher` is itself a distilled model, the only timesteps at which it may be sampled; None:
+            `teacher` may be sampled at any timesteps.
     """
 
     teacher: Denoiser
@@ -112,7 +113,13 @@ class ProgressiveChain:
     def sample_source(
         self, pipeline: Pipeline, settings: DistillSettings, on_skipped: Callable[[SkippedImage], None]
     ) -> Callable[[int], Iterable[Any]]:
-        """Return a function that maps a number n to the captioned latents from sample n on; see `open_samples`."""
+        """Return a function that maps a number n to the training samples (captioned latents) from sample n on.
+
+        Args:
+            pipeline: the teacher, which encodes the pictures or generates them.
+            settings: which data, how many samples, and the seed.
+            on_skipped: receives each picture that cannot be used.
+        """
         return open_samples(pipeline, settings, on_skipped)
 
     def shard_encoder(self, pipeline: Pipeline) -> Callable[[Sequence[Any]], dict[str, Any]]:
@@ -131,13 +138,17 @@ class ProgressiveChain:
 
 @dataclass(frozen=True, slots=True)
 class TrajectoryRegression:
-    """Strategy that trains all students on the same stored sampling trajectories of the teacher.
+    """Strategy that trains students one after the other on the same stored sampling trajectories of one teacher.
+
+    The first student starts from the weights of `initial`, each later student from those of the student before.
 
     Args:
-        teacher: the teacher's denoiser; only distribution matching (DMD) evaluates it during training.
-        initial: denoiser whose weights the first student starts from: the teacher, or an earlier student.
+        teacher: the teacher's denoiser. The stored trajectories replace the teacher in training, except for students
+            that are also trained by distribution matching (DMD), which evaluates the teacher.
+        initial: denoiser from whose weights the training of the first student starts: the teacher, or a student of
+            this teacher from an earlier distillation.
         recipe: hyper-parameters of all students.
-        initial_checksum: checksum of the earlier student's files; empty where the first student starts from the
+        initial_checksum: checksum of the files of the pipeline that `initial` is from; empty where `initial` is the
             teacher.
     """
 
@@ -163,6 +174,11 @@ class TrajectoryRegression:
 
         The function samples the trajectories with the teacher's denoiser: in float32 on a GPU where torch has one, else
         in bf16 where OpenVINO supports bf16 on this CPU, else as the pipeline's manifest says.
+
+        Args:
+            pipeline: the teacher.
+            settings: source of the captions, number of trajectories, and the seed.
+            on_skipped: receives each picture of a folder that cannot be used, and the reason.
         """
         grids = plan_student_grids(self.initial, self.recipe)[0]
         plan = TrajectoryPlan(

@@ -112,7 +112,7 @@ def write_png(path: Path | str, image: Picture, request: ImageRequest | None = N
 
 
 def encode_png(image: Picture, request: ImageRequest | None = None, model: str | None = None) -> bytes:
-    """Return the content of the file that `write_png` writes; equal arguments give equal bytes."""
+    """Return the content of the file that `write_png` writes for these arguments; equal arguments give equal bytes."""
     text = PngInfo()
     if request is not None:
         text.add_text(_KEY, json.dumps({"model": model, "request": describe_request(request)}))
@@ -237,7 +237,7 @@ def _parameters_text(request: ImageRequest, model: str | None) -> str:
 
 
 def _request_json(request: ImageRequest, model: str | None) -> str:
-    """Return a request and the pipeline's name as JSON. If the JSON is too long for EXIF, its prompts are cut."""
+    """Return a request and the pipeline's name, `model`, as JSON. Prompts are cut if the JSON is too long for EXIF."""
     values = describe_request(request)
     text = json.dumps({"model": model, "request": values})
     if len(text) > _MAX_EXIF:
@@ -283,7 +283,10 @@ def _too_large(name: Path | str, largest: int) -> InvalidRequest:
 
 
 def _decoder_message(error: Exception, path: object) -> str:
-    """Return the message of pillow's error. The description of an open file, a memory address, becomes "it"."""
+    """Return the message of an error that pillow raised when it read `path`, a file's path or an open file.
+
+    An open file appears in pillow's message by its memory address, which is replaced by the word "it".
+    """
     return str(error).replace(repr(path), "it")
 
 

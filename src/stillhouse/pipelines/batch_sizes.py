@@ -42,7 +42,7 @@ def run_split(feeds: Feeds, rows: Sequence[int], arrays: Arrays, run: Callable[[
         run: the network; it may overwrite its outputs in the next call.
 
     Returns:
-        outputs by name, without padding. Where the batch is one part, the next call of `run` may overwrite them.
+        outputs by name, without padding. Where the batch is one part, the next call of `run` may overwrite the outputs.
     """
     count = len(next(iter(feeds.values())))
     if count in rows:

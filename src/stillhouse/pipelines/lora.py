@@ -63,7 +63,8 @@ class Delta:
     Args:
         up: [out, rank], or [out, rank, 1, 1] for a convolution.
         down: [rank, in], or [rank, in, height, width] for a convolution.
-        scale: alpha / rank, or alpha / sqrt(rank) for rsLoRA, times the adapter's weight where it is applied.
+        scale: alpha / rank, or alpha / sqrt(rank) for rsLoRA; in results of `Adapter.placed`, this number times the
+            adapter's weight.
     """
 
     up: torch.Tensor

@@ -362,7 +362,7 @@ class Pipeline:
     def _backend_errors(self, verb: str) -> AbstractContextManager[None]:
         """Return a context manager in which exceptions of the denoiser's runtime become BackendFailed.
 
-        `verb` completes the error's message: the backend could not `verb` the graph.
+        `verb`, such as "run", becomes part of the error's message: the backend could not run the graph.
         """
         return nullcontext() if self.arrays is NUMPY else self._runners.backend_errors(verb)
 

@@ -175,12 +175,11 @@ def _check_student(name: str, distilled: Distilled, request: ImageRequest) -> No
 
 
 def _strength(manifest: Manifest, request: ImageRequest) -> float | None:
-    """Return the strength with which a request's image is edited.
+    """Return the strength with which a request edits its image.
 
-    The strength is the request's, or where that is None, 0.8 without a mask and 1 with a mask. A request without an
-    image is not an edit: its own strength is returned, usually None.
-
-    A distilled pipeline that was trained for certain strengths gets the one of these strengths, or 1, that is nearest.
+    The strength is the request's or, where that is None, 0.8 without a mask and 1 with a mask. Where `manifest` is of a
+    distilled pipeline that was trained for certain strengths, the nearest of these strengths and 1 is returned. For a
+    request without an image, the request's strength is returned unchanged, usually None.
     """
     if request.image is None:
         return request.strength

@@ -133,10 +133,14 @@ def _open(directory: Path, component: Component, feeds: Arrays, threads: int | N
 def _worst_sqnr(
     role: str, component: Component, runner: Runner, feeds: Arrays, expected: Arrays, min_sqnr: float
 ) -> tuple[float, str]:
-    """Return the least signal-to-quantization-noise ratio of a network's outputs, in dB, and an addition to a message.
+    """Run a network on recorded inputs, and return the least signal-to-quantization-noise ratio of its outputs, in dB.
 
-    An accurate denoiser is also run with `BATCH_ROWS` rows, unless it would be compiled for that batch size. Then the
-    ratio is that of this batch, and the addition is " of 8 rows together"; otherwise the addition is empty.
+    A denoiser that is accurate for the recorded inputs is also run on a batch of 8 rows, unless the network would be
+    compiled anew for this batch size.
+
+    Returns:
+        the ratio for the recorded inputs and an empty text; or, where the batch was run, the ratio for the batch and
+        " of 8 rows together", a text to add to an error message.
 
     Args:
         role: role of the network.

@@ -165,7 +165,7 @@ class Runners:
     def backend_errors(self, verb: str) -> AbstractContextManager[None]:
         """Return a context manager in which exceptions of the denoiser's runtime become BackendFailed.
 
-        `verb` completes the error's message: the backend could not `verb` the graph.
+        `verb`, such as "run", becomes part of the error's message: the backend could not run the graph.
         """
         component = self._component(DENOISER)
         return translate_errors(component.backend, self._directory / component.graph, verb)

@@ -17,7 +17,7 @@ _HELD_OUT_SHARE = 10
 
 @dataclass(frozen=True, slots=True)
 class Phrase:
-    """Words of a caption on one figure; colour or size is None where the caption does not mention it."""
+    """Words of a caption that describe one figure; colour or size is None where the caption does not mention it."""
 
     shape: str
     colour: str | None = None
@@ -32,7 +32,7 @@ class Description:
     """A caption in structured form; `str` returns its text.
 
     Args:
-        phrases: words on each figure, for one or two figures.
+        phrases: words that describe each of the one or two figures.
         relation: position of the first figure relative to the second, such as "left of"; None for one figure.
         background: colour of the background; None where the caption does not mention it.
     """

@@ -51,7 +51,8 @@ class DetectedFigure:
         shape, colour, size: names of the shape, palette colour and size that fit best, such as "circle".
         x, y, radius: centre and radius in pixels; y points downwards.
         rgb: median colour of the figure, 0 to 255.
-        matte_error: difference between the pixels' measured and ideal coverage by the figure, divided by its area.
+        matte_error: sum of the differences between the pixels' measured and ideal coverage by the figure, divided by
+            the figure's area.
         colour_error: RGB distance between `rgb` and the palette colour.
         spread: mean absolute deviation of the figure's RGB values from `rgb`.
     """
@@ -76,7 +77,7 @@ class SceneReading:
         figures: recognised figures, in the order in which `scipy.ndimage.label` finds them.
         background: name of the palette colour that is nearest to the background's colour.
         background_rgb: median colour of the background, 0 to 255.
-        background_error: RGB distance between these two colours.
+        background_error: RGB distance between `background_rgb` and the palette colour `background`.
         stray_pixels: number of pixels that are neither background nor part of a figure.
     """
 
@@ -242,7 +243,8 @@ def _fit_shape(shape: str, matte: PixelMap) -> tuple[str, float, float, float, f
     """Fit a figure of a given shape to a matte (share of each pixel that the figure covers), by area and centroid.
 
     Returns:
-        the shape, the difference between matte and figure divided by the figure's area, x, y and radius in pixels.
+        the shape; the summed difference between the matte and the figure's ideal matte, divided by the figure's area;
+        and x, y and radius in pixels.
     """
     area = float(matte.sum())
     centres = np.arange(CANVAS, dtype=np.float32) + np.float32(0.5)

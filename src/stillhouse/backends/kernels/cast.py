@@ -68,7 +68,7 @@ def bytes_moved(x: Tensor, dtype: torch.dtype) -> int:
 
 
 def cases() -> Iterator[CompileCase]:
-    """Yield the kernels to compile: some for each pair of different dtypes, see `launch.compile_cases`."""
+    """Yield the kernels to compile: each pair of different dtypes, in one or more configurations of autotuning."""
     for source, target in permutations(DTYPES.values(), 2):
         kinds = {"x": f"*{source}", "out": f"*{target}", "count": "i32", "bucket": "i32"}
         yield from compile_cases(_cast, f"cast {source} {target}", kinds, {})

@@ -66,10 +66,15 @@ _JOINED_GROUPS = 8
 
 
 def _prune_configs(configs: Sequence[Any], named_args: Mapping[str, Any], **constants: Any) -> Sequence[Any]:
-    """Return one configuration, with sixteen elements for a thread or the nearest, so that autotuning measures nothing.
+    """Return only the configuration to use, so that autotuning has nothing to measure.
 
-    The configuration that is measured as fastest may differ between processes, and with it the order of additions and
-    the last bits of the picture.
+    The number of warps, 4 to 32, gives each thread about sixteen elements. A measured choice could differ between
+    processes, and so could the order of additions and the last bits of the picture.
+
+    Args:
+        configs: all configurations, which differ in the number of warps.
+        named_args, constants: the kernel's arguments by name, among them ROWS and WIDE, the numbers of pixels and
+            channels that a program reads at a time.
     """
     arguments = {**named_args, **constants}
     warps = min(_MOST_WARPS, max(_FEWEST_WARPS, arguments["ROWS"] * arguments["WIDE"] // _WARP_ELEMENTS))
@@ -385,7 +390,11 @@ by one program, the second time from the cache. "parts": by many programs."""
 
 
 def read_strategy(x: Tensor, groups: int) -> ReadStrategy:
-    """Return how strips (each one group's channels of a picture) are read, from the size of pictures x [B, C, h, w].
+    """Return how the kernels read strips (one group's channels of a picture); the size of the pictures decides.
+
+    Args:
+        x: the pictures, [B, C, h, w].
+        groups: number of groups of channels.
 
     >>> small, large = torch.empty(2, 640, 32, 32), torch.empty(2, 320, 64, 64, dtype=torch.float16)
     >>> read_strategy(small, 32), read_strategy(large, 32)
@@ -401,7 +410,10 @@ def read_strategy(x: Tensor, groups: int) -> ReadStrategy:
 def launch_group_norm(
     x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool, strategy: ReadStrategy
 ) -> Tensor:
-    """Return the result of `group_norm`, computed by the kernels of `strategy`, whether it suits the size or not."""
+    """Return the result of `group_norm`, computed by the kernels of `strategy`, even where another strategy is faster.
+
+    The other arguments are those of `group_norm`.
+    """
     out = torch.empty_like(x)
     if not x.numel():
         return out
@@ -501,7 +513,10 @@ class ChannelLayout:
 
 
 def channel_layout(channels: int, groups: int) -> ChannelLayout:
-    """Return the layout of channels with as many whole groups in a program as fit into its lanes.
+    """Return how channels are assigned to programs: each program takes as many whole groups as fit into its lanes.
+
+    Args:
+        channels, groups: number of channels, and number of groups into which the channels are divided.
 
     >>> channel_layout(320, 32)
     ChannelLayout(lanes=128, used=120, groups=16, blocks=3)

@@ -153,7 +153,8 @@ def bytes_moved(z: Tensor, output: Tensor, previous: Tensor | None = None) -> in
 def cases() -> Iterator[CompileCase]:
     """Yield the kernels to compile: for each dtype, with and without a previous denoised picture.
 
-    Each has three variants: two rows of a picture behind each other, two rows anywhere, and three rows anywhere.
+    Each case has three variants of the rows that a picture has in the network's output: two adjacent rows, two rows at
+    any indices, and three rows at any indices.
     """
     for name in DTYPES.values():
         for previous, (paired, terms) in product((False, True), ((True, 1), (False, 1), (False, 2))):

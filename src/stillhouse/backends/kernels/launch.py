@@ -112,7 +112,7 @@ def _do_bench(call: Callable[[], object], quantiles: Sequence[float]) -> Any:
 
 
 def size_bucket(count: int) -> int:
-    """Return a key for tuning: sizes between the same two powers of two have one key, so they are tuned together."""
+    """Return a key for tuning a kernel at the size `count`; sizes between the same two powers of two have one key."""
     return count.bit_length()
 
 

@@ -28,7 +28,12 @@ _FEWEST, _MOST = 1024, 4096
 
 
 def _prune_configs(configs: Sequence[Any], named_args: Mapping[str, Any], **constants: Any) -> Sequence[Any]:
-    """Return the configurations with 1024 to 4096 elements for a program; if there are none, the nearest one."""
+    """Return the configurations in which a program normalises 1024 to 4096 elements; if there are none, the nearest.
+
+    Args:
+        configs: all configurations, which differ in the rows of a program and in the number of warps.
+        named_args, constants: the kernel's arguments by name, among them COLUMNS, the number of elements of a row.
+    """
     wide = {**named_args, **constants}["COLUMNS"]
     fitting = [config for config in configs if _FEWEST <= config.kwargs["ROWS"] * wide <= _MOST]
     best = (1, 4) if wide > _MOST else (8, 1)

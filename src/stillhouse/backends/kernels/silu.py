@@ -67,7 +67,7 @@ def bytes_moved(x: Tensor) -> int:
 
 
 def cases() -> Iterator[CompileCase]:
-    """Yield the kernels to compile: some for each dtype, see `launch.compile_cases`."""
+    """Yield the kernels to compile: each dtype, in one or more configurations of autotuning."""
     for name in DTYPES.values():
         kinds = {"x": f"*{name}", "out": f"*{name}", "count": "i32", "bucket": "i32"}
         yield from compile_cases(_silu, f"silu {name}", kinds, {})

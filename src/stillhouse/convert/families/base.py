@@ -43,7 +43,7 @@ class ConvertedTokenizers:
 
 @dataclass(frozen=True, slots=True)
 class ManifestParts:
-    """The fields of a pipeline's manifest that the family decides; `manifest.Manifest` describes each field."""
+    """The fields of a pipeline's manifest that its family (kind of model) decides, see `manifest.Manifest`."""
 
     sampling: Sampling
     latent: Latent

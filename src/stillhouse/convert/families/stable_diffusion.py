@@ -257,7 +257,12 @@ def export_vae(vae: Any, encoder: Path, decoder: Path, weights: Path) -> None:
 
 
 def _convert_tokenizer(source: Source, role: str, stage: Path) -> int:
-    """Write the CLIP tokenizer of a text encoder into `stage`; return the length in tokens to which it pads a text.
+    """Write the CLIP tokenizer of a text encoder; return the length, in tokens, to which the tokenizer pads a text.
+
+    Args:
+        source: the checkpoint.
+        role: role of the text encoder.
+        stage: the pipeline directory that is being written.
 
     Raises:
         ImportFailed: the tokenizer has no vocabulary or too large a one, or the encoder takes an attention mask.

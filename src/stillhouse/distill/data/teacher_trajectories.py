@@ -216,7 +216,7 @@ class TrajectoryRoute:
         start: the student's first level, at which trajectories start. The teacher is evaluated at its own nearest
             level, because its noise schedule may not contain `start`.
         noisier_levels: levels of the student after `start` that are at least as noisy as the teacher's first level.
-            Their latents follow from the teacher's first prediction.
+            The latents at these levels are computed from the teacher's first prediction.
         teacher_grid: the teacher's timestep grid.
         stored_positions: indices in the teacher's grid of the student's other levels, the clean picture's included.
     """
@@ -231,7 +231,7 @@ def plan_route(schedule: Schedule, student_grid: TimestepGrid, steps: int) -> Tr
     """Plan the teacher's timestep grid for trajectories that are stored at the student's noise levels.
 
     The teacher's grid contains for each student level the teacher's nearest level, by the angle atan2(sigma, alpha).
-    Levels are then added between them until the grid has `steps` steps.
+    Levels are then added between these levels until the grid has `steps` steps.
 
     Args:
         schedule: the teacher's noise schedule.

@@ -199,6 +199,13 @@ def _generate_set(
 
     One picture is generated for each prompt. Diversity is measured on 16 more pictures (seeds 0 to 15) for each of the
     first 32 prompts.
+
+    Args:
+        setup: pipeline with steps, sampler and guidance.
+        captions: prompts of the pictures; prompt n has the seed n.
+        encoder: maps pictures to the feature vectors of Frechet distance, precision, recall and diversity.
+        progress: receives the number of pictures generated.
+        encoders: encoders for CLIP score and FID; each of these is measured only where its encoder is given.
     """
     texts = captions.prompts
     requests = [replace(setup.request, prompt=text, seed=number) for number, text in enumerate(texts)]

@@ -78,7 +78,7 @@ class _DecoderBlock(nn.Module):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderStage:
-    """Training task for `fit`: a tiny decoder learns to reproduce the pictures of the autoencoder's decoder.
+    """Training task for the loop `fit`: a tiny decoder learns to reproduce the pictures of the autoencoder's decoder.
 
     Args:
         recipe: hyper-parameters of the training.

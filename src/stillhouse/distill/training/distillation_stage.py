@@ -27,7 +27,7 @@ _EVAL_STEPS = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillationStage:
-    """Training task for `fit`: a student learns from a teacher by a distillation method.
+    """Training task for the loop `fit`: a student learns from a teacher by a distillation method.
 
     Args:
         name: stem of the names of checkpoints and logs.

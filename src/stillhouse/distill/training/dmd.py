@@ -32,7 +32,7 @@ _MIN_DISTANCE = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class DistributionMatching:
-    """Training task for `fit`: a student learns by regression and by distribution matching (DMD).
+    """Training task for the loop `fit`: a student learns by regression and by distribution matching (DMD).
 
     The student and the fake score network (the denoiser of the student's samples) are trained together, and the
     checkpoints contain both networks.
@@ -94,7 +94,12 @@ class DistributionMatching:
         return loss + self._matching_loss(rng, rollout, from_noise) if bool(from_noise.any()) else loss
 
     def evaluate(self) -> Mapping[str, float]:
-        """Return the PSNR in dB of the student's latents on held-out trajectories: from noise, and for edits."""
+        """Return PSNRs in dB between final latents of student and teacher on held-out trajectories.
+
+        Returns:
+            `latent_psnr` for trajectories from pure noise, and `edits` for image-to-image; a kind that is not among the
+            held-out trajectories has no entry.
+        """
         return self.regression.evaluate()
 
     def rollouts(self, count: int) -> tuple[Tensor, Tensor]:

@@ -156,8 +156,8 @@ class StagePlan:
         method: how noise levels and targets of the training examples are made.
         recipe: hyper-parameters of the training.
         method_name: name of the method in the student's manifest.
-        taught_by_first: True: the student's teacher is the guidance-distilled student, which may be evaluated at any
-            noise level. False: the teacher is the preceding student.
+        taught_by_first: True: the student's teacher is the first student of the chain ("guidance"), which may be
+            evaluated at any noise level. False: the teacher is the preceding student.
     """
 
     name: str
@@ -309,7 +309,8 @@ def _check_checkpoints(stages: Sequence[StagePlan], recipe: ChainRecipe, origin:
     """Raise FitFailed if a checkpoint in `folder` was trained with another teacher, with other data or other settings.
 
     The students are checked in the order of training, up to the first one whose training may stop early (`patience`).
-    Later fingerprints depend on the number of updates of this student, which is not known before the training.
+    The fingerprints (hashes of teacher, data and settings) of later students depend on the number of updates of this
+    student, which is not known before the training.
 
     Args:
         stages: plans of all students.
@@ -329,7 +330,7 @@ def _check_checkpoints(stages: Sequence[StagePlan], recipe: ChainRecipe, origin:
 def _plan_edits(
     schedule: Schedule, student_grid: TimestepGrid, recipe: ChainRecipe, teacher_grid: TimestepGrid | None
 ) -> StagePlan:
-    """Plan the training of the last student for image-to-image, with examples from pure noise among the others.
+    """Plan the training of the last student for image-to-image; some of its examples still start from pure noise.
 
     Each strength has noise levels of its own, so the teacher must be usable at every level. The training reduces the
     number of steps at once, because an intermediate student would also have to be trained at all of these levels.

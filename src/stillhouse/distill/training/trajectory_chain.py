@@ -75,7 +75,8 @@ def train_on_trajectories(
     """Train the students one after the other by regression on the teacher's trajectories, resuming from checkpoints.
 
     Args:
-        teacher: the teacher; only distribution matching (DMD) evaluates it.
+        teacher: the teacher, which is evaluated only for students that are also trained by distribution matching (DMD,
+            see `ChainRecipe.dmd_weights`).
         initial: denoiser whose weights the first student starts from: the teacher, or one of its students.
         dataset: the teacher's trajectories, stored at the noise levels of the first student of `plan_student_grids`.
         recipe: hyper-parameters of all students; the first step count is the teacher's.

@@ -53,7 +53,7 @@ class RolloutBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class TrajectoryRegressionStage:
-    """Training task for `fit`: a student learns from stored trajectories of its teacher.
+    """Training task for the loop `fit`: a student learns from stored trajectories of its teacher.
 
     A trajectory starts from pure noise (kind 0), or is an edit (image-to-image) at the n-th strength (kind n).
 
@@ -202,12 +202,15 @@ class TrajectoryRegressionStage:
 
     @cached_property
     def _usable(self) -> Tensor:
-        """Indices in the dataset of the trajectories whose kind (pure noise, strength) has a student grid, int64."""
+        """Indices in the dataset of the trajectories of those kinds for which there is a student grid, int64.
+
+        A trajectory's kind is 0 for pure noise, and n for an edit (image-to-image) at the n-th strength.
+        """
         return (self.dataset.kinds < len(self.student_grids)).nonzero().squeeze(1)
 
     @property
     def _train_indices(self) -> Tensor:
-        """Indices in the dataset of the trajectories for training, at least half of the usable ones.
+        """Indices in the dataset of the trajectories for training: at least half of those that have a student grid.
 
         An edit (image-to-image) and the trajectory that gave its picture are either both for training or both held out.
         """

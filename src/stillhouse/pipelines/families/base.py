@@ -143,7 +143,12 @@ class Family(Protocol):
         """
 
     def read(self, outputs: Tensors, latents: Array) -> Array:
-        """Return the denoiser's prediction, [R, C, h, w], given its outputs by name and the latents it was run with."""
+        """Return the denoiser's prediction, [R, C, h, w].
+
+        Args:
+            outputs: outputs of the denoiser, by name.
+            latents: the latents for which the denoiser was run.
+        """
 
     def encode_image(self, context: Context, picture: Picture) -> Array:
         """Encode a picture, and return its latents [C, h, w], normalised as the denoiser takes them."""
@@ -178,14 +183,14 @@ def latent_shape(latent: Latent, width: int, height: int) -> tuple[int, int, int
 
 
 def normalize_latents(latent: Latent, encoded: Array) -> Array:
-    """Return the encoder's latents [C, h, w], shifted and scaled as the denoiser was trained with them."""
+    """Return the encoder's output `encoded`, [C, h, w], shifted and scaled as `latent` says, for the denoiser."""
     if latent.std:
         encoded = (encoded - _by_channel(latent.mean)) / _by_channel(latent.std)
     return (encoded - latent.shift_factor) * latent.scaling_factor
 
 
 def denormalize_latents(latent: Latent, latents: Array) -> Array:
-    """Return normalised latents [C, h, w] as the decoder takes them: scaled and shifted back."""
+    """Return normalised latents [C, h, w], scaled and shifted back as `latent` says, for the decoder."""
     encoded = latents / latent.scaling_factor + latent.shift_factor
     return encoded * _by_channel(latent.std) + _by_channel(latent.mean) if latent.std else encoded
 
@@ -195,8 +200,12 @@ def _by_channel(values: Sequence[float]) -> Array:
 
 
 def latent_mask(mask: NDArray[np.uint8], downscale: int) -> Array:
-    """Return a uint8 mask at the size of the latents, float32 [1, h, w]: 1 where the picture is inpainted, else 0.
+    """Reduce a mask to the size of the latents: float32 [1, h, w], 1 where the picture is inpainted, else 0.
 
     Each latent stands for a square of pixels, whose top left pixel decides, as in diffusers.
+
+    Args:
+        mask: uint8 [height, width]; parts with values above 127 are inpainted.
+        downscale: side in pixels of the square that one latent stands for.
     """
     return (mask[None, ::downscale, ::downscale] > MASK_THRESHOLD).astype(np.float32)

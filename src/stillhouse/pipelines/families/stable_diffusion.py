@@ -175,9 +175,15 @@ class StableDiffusion:
     ) -> Start:
         """Return the state before the first evaluation of a request with a source image.
 
-        With a mask and strength 1, the latents are pure noise, as in diffusers. `branches` are the branches for the
-        prompt and the negative prompt. For an inpainting network, the result's branches also have the mask and the
-        masked image as input channels.
+        With a mask and strength 1, the latents are pure noise, as in diffusers. For an inpainting network, the branches
+        of the result also have the mask and the masked image as input channels.
+
+        Args:
+            context: the open pipeline.
+            request: request with every default filled in.
+            noise: standard normal noise of the shape of the latents.
+            plan: sampling plan of the request, whose first noise level the noised image has.
+            branches: inputs for the prompt and for the negative prompt, by name of the guidance branch.
         """
         manifest, mask = context.manifest, request.mask
         is_inpainting = self.is_inpainting(manifest)

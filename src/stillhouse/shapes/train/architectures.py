@@ -51,7 +51,7 @@ def build_text_encoder(tokenizer: Any) -> Any:
 def build_denoiser() -> Any:
     """Build an untrained denoiser (U-Net) of 4.2 M parameters.
 
-    It has convolutions at a resolution of 16x16 latents, and also cross-attention at 8x8 and 4x4.
+    The denoiser has convolutions at a resolution of 16x16 latents, and also cross-attention at 8x8 and 4x4.
     """
     return UNet2DConditionModel(
         sample_size=LATENT_SIZE,
@@ -70,7 +70,7 @@ def build_denoiser() -> Any:
 def build_scheduler() -> Any:
     """Build the diffusers scheduler of the denoiser.
 
-    It has v-prediction, zero terminal SNR (arXiv 2305.08891), and the betas of Stable Diffusion.
+    The scheduler has v-prediction, zero terminal SNR (arXiv 2305.08891), and the betas of Stable Diffusion.
     """
     return DDIMScheduler(
         num_train_timesteps=1000,

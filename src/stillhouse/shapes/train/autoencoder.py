@@ -26,7 +26,7 @@ _DIVERGENCE_WEIGHT, _EDGE_WEIGHT = 1e-4, 0.3
 
 
 class AutoencoderStage:
-    """Training task for `fit`: the autoencoder learns to reconstruct rendered pictures.
+    """Training task for the loop `fit`: the autoencoder learns to reconstruct rendered pictures.
 
     The loss is the absolute error plus the squared error plus a small KL divergence. After 60 % of the updates the
     error of the differences between adjacent pixels is added. The examples are crops around outlines in the first 85 %

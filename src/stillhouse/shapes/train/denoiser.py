@@ -26,7 +26,7 @@ _ENCODE_BATCH = 100
 
 
 class DenoiserStage:
-    """Training task for `fit`: the denoiser learns to predict the velocity v (Salimans and Ho, arXiv 2202.00512, D).
+    """Training task for the loop `fit`: the denoiser learns to predict the velocity v (arXiv 2202.00512, appendix D).
 
     Args:
         plan: seed, hyper-parameters, and settings of the training data.

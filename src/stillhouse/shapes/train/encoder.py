@@ -37,9 +37,9 @@ def main() -> None:
 class ChannelStatistics(nn.Module):
     """Network that computes the features of pictures for Frechet distance, precision and recall.
 
-    A feature is the spatial mean of one channel after one of the classifier's first three activations. It is then
-    standardised by its mean and standard deviation over rendered pictures. The early layers are used because they
-    respond to blur and noise, whereas the last layers respond to content only.
+    A feature is the spatial mean of one channel after one of the classifier's first three activations. Each feature is
+    then standardised by its mean and standard deviation over rendered pictures. The early layers are used because these
+    layers respond to blur and noise, whereas the last layers respond to content only.
 
     Args:
         network: trained classifier of scenes, whose layers are used.

@@ -27,7 +27,7 @@ The noise makes the features insensitive to differences of single grey levels.""
 class SceneClassifier(nn.Module):
     """Network that recognises the slots (attributes, such as the first figure's colour) of the scene in a picture.
 
-    It has four strided convolutions, a feature layer, and a linear head for each slot.
+    The network has four strided convolutions, a feature layer, and a linear head for each slot.
     """
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class SceneClassifier(nn.Module):
 
 
 class FeaturesStage:
-    """Training task for `fit`: the classifier learns to recognise the slots (attributes) of rendered scenes.
+    """Training task for the loop `fit`: the classifier learns to recognise the slots (attributes) of rendered scenes.
 
     The loss is the mean cross-entropy of the slots.
 

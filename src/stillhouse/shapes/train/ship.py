@@ -49,7 +49,9 @@ def main() -> None:
 
 
 def _ship_student(source: Path) -> None:
-    """Copy the pipeline directory of a student (distilled model) into the package, replacing the model of its name.
+    """Copy the pipeline directory of a student (distilled model) into the package.
+
+    A model of the same name in the package is replaced.
 
     The copy runs with one OpenVINO stream, because a student evaluates one denoiser row a picture.
     """

@@ -23,7 +23,7 @@ _EVAL_SAMPLES = 512
 
 
 class TextStage:
-    """Training task for `fit`: the text encoder learns to predict the slots (attributes) of captions.
+    """Training task for the loop `fit`: the text encoder learns to predict the slots (attributes) of captions.
 
     The loss is the mean cross-entropy of the slots.
 
