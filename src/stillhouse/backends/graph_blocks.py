@@ -74,8 +74,8 @@ def minimal_exact_blocks(
     Args:
         blocks: blocks to choose from.
         passes: given names of blocks, returns whether the network is accurate enough with these blocks in float32.
-        max_calls: largest number of calls of `passes`; None: no limit. When it is reached, the smallest accepted set so
-            far is returned, which may not be 1-minimal.
+        max_calls: largest number of calls of `passes`; None: no limit. At this limit, the smallest set accepted so far
+            is returned, which may not be 1-minimal.
 
     Returns:
         Names of the blocks; empty where the network is accurate enough without any block in float32.

@@ -48,7 +48,8 @@ def read_layer_precisions(path: Path) -> dict[str, int]:
 def _precision(node: NodeProto, halves: dict[str, str]) -> str | None:
     """Return the precision of a convolution, matrix product or attention; None for other nodes.
 
-    `halves` maps names of tensors in half precision to f16 or bf16; the node's outputs in half precision are added.
+    `halves` maps the names of tensors in half precision to f16 or bf16. The call adds the outputs of the node that are
+    in half precision.
     """
     operator = node.op_type
     source = node.input[1 if operator == "Where" else 0] if node.input else ""

@@ -34,8 +34,13 @@ _PRECISION_NAMES = {"f32": "f32", "bf16": "bf16", "f16": "f16", "i8": "int8", "u
 def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> GraphRunner:
     """Open an ONNX file or an OpenVINO graph (.xml) on the processor.
 
+    Args:
+        graph: path of the graph.
+        signature: inputs, outputs and weights files of the graph.
+        options: precision, threads, static shapes, streams and cache; this backend has no settings.
+
     Raises:
-        InvalidRequest: `options.settings` is not empty; this backend has no settings.
+        InvalidRequest: `options.settings` is not empty.
         RuntimeMissing: openvino is not installed.
         UnsupportedPrecision: the processor does not have the precision. Without this check, OpenVINO would silently
             compute in f32.

@@ -46,6 +46,11 @@ _LOG_FATAL = 4  # only fatal errors are logged, since onnxruntime raises all oth
 def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> GraphRunner:
     """Open an ONNX file. The network computes in the types of the graph: float32, float16 or small integers.
 
+    Args:
+        graph: path of the ONNX file.
+        signature: inputs, outputs and weights files of the graph.
+        options: precision, threads, static shapes and settings of the backend.
+
     Settings:
         spinning: 1 lets waiting threads spin. This is faster, but slows other processes and runtimes down.
         count_layers: 1 counts convolutions, matrix products and attentions by precision. Counting makes the opening of
@@ -139,7 +144,9 @@ def status() -> BackendStatus:
 
 
 def _providers(runtime: Any, requested: str) -> list[str]:
-    """Return onnxruntime's names of the requested provider and of the providers for operations that it lacks.
+    """Return onnxruntime's names of the requested provider and of those that run what the requested one cannot run.
+
+    `runtime` is the module onnxruntime.
 
     Raises:
         RuntimeMissing: this build of onnxruntime does not have the requested provider.
@@ -186,8 +193,8 @@ def _open_session(
 ) -> tuple[Any, dict[str, int]]:
     """Open a session; return it with the number of layers by precision, which is empty without `count_layers`.
 
-    Layers are counted in the optimised graph, which the runtime writes to a temporary file, and its weights to the null
-    device. Counting takes a second per gigabyte of weights.
+    Layers are counted in the optimised graph. The runtime writes this graph to a temporary file, and the weights to the
+    null device. Counting takes a second per gigabyte of weights.
 
     Args:
         runtime: the module onnxruntime.

@@ -51,7 +51,9 @@ class QdqRewriter:
         self._dynamic_inputs: dict[str, tuple[str, str, str]] = {}
 
     def add_static(self, node: Node, ranges: Ranges) -> None:
-        """Append a node whose input, weights and bias are quantised and dequantised, which runtimes fuse with the node.
+        """Append a node, and before it operators that quantise and dequantise its input, weights and bias.
+
+        Runtimes fuse these operators with the node.
 
         Args:
             node: a Conv, MatMul or Gemm with constant weights, changed in place.
@@ -121,8 +123,8 @@ class QdqRewriter:
     def _quantized_input(self, name: str, ranges: Ranges) -> str:
         """Return the name of the quantised and dequantised form of the tensor `name`.
 
-        The first call for a tensor appends the operators that quantise and dequantise the tensor. `ranges` has its
-        minimum and maximum.
+        The first call for a tensor appends the operators that quantise and dequantise the tensor. `ranges` has the
+        minimum and maximum of the tensor.
         """
         if name not in self._rounded:
             self._rounded[name] = f"{name}.rounded"
@@ -159,7 +161,7 @@ class QdqRewriter:
     def _dynamic_input(self, name: str) -> tuple[str, str, str]:
         """Return the names of the integers, the scale and the zero point to which a tensor is quantised at run time.
 
-        The operator that measures the range of the tensor and quantises it is appended on first use.
+        The first call for a tensor appends the operator that measures the tensor's range and quantises the tensor.
         """
         if name not in self._dynamic_inputs:
             self._dynamic_inputs[name] = (f"{name}.taken", f"{name}.taken.scale", f"{name}.taken.zero")

@@ -57,9 +57,9 @@ def quantize_static(
     """Write a graph with QuantizeLinear and DequantizeLinear around every Conv, MatMul and Gemm with weights.
 
     Inputs are unsigned with one range for each tensor, the widest that occurs in the feeds. (On the Shapes denoiser,
-    nine tenths of the widest range lose 1 dB, and three quarters lose 6 dB.) Weights are signed with a scale for each
-    output channel (Jacob et al. 2018, arXiv:1712.05877). Products of two activations stay in float32. Runtimes fuse
-    these operators into integer kernels. The result of a row does not depend on the other rows.
+    nine tenths of the widest range lower the signal to noise ratio by 1 dB, three quarters by 6 dB.) Weights are signed
+    with a scale for each output channel (Jacob et al. 2018, arXiv:1712.05877). Products of two activations stay in
+    float32. Runtimes fuse these operators into integer kernels. The result of a row does not depend on the other rows.
 
     Args:
         graph: an ONNX file with float32 weights, or half precision weights that are cast to float32.
@@ -145,9 +145,9 @@ def quantize_openvino(graph: Path, out: Path, feeds: Feeds, *, keep: Collection[
     """Write an OpenVINO graph in static int8 with SmoothQuant (Xiao et al. 2022, arXiv:2211.10438) by NNCF.
 
     SmoothQuant moves half of each channel's range from the inputs to the weights (alpha 0.5, as in the paper), here
-    also in convolutions. The range of an input is the widest that occurs in the feeds. On the Shapes denoiser this
-    gives 30 dB, and 25 dB at the worst noise level. NNCF's defaults (alpha 0.95, no convolutions, ranges that are means
-    over the feeds) give 24 dB and 8 dB.
+    also in convolutions. The range of an input is the widest that occurs in the feeds. On the Shapes denoiser the
+    signal to noise ratio is 30 dB, and 25 dB at the worst noise level. With NNCF's defaults (alpha 0.95, no
+    convolutions, ranges that are means over the feeds), the ratios are 24 dB and 8 dB.
 
     Args:
         graph: an ONNX file.
@@ -181,11 +181,11 @@ def quantize_openvino(graph: Path, out: Path, feeds: Feeds, *, keep: Collection[
 
 
 def compress_openvino_weights(graph: Path, out: Path, *, bits: Literal[8, 4] = 8, keep: Collection[str] = ()) -> None:
-    """Write an OpenVINO graph whose weights are stored as integers and expanded where they are used, by NNCF.
+    """Write an OpenVINO graph with weights that NNCF stores as integers and that inference expands before use.
 
-    This saves memory, and time where memory bandwidth is the limit. Arithmetic stays in floating point. With 4 bits,
-    convolutions and the last layer have 8 bits, and groups of 64 weights share a scale; where 64 does not divide a row,
-    the group is smaller.
+    Integer weights save memory, and time where memory bandwidth is the limit. Arithmetic stays in floating point. With
+    4 bits, convolutions and the last layer have 8 bits, and groups of 64 weights share a scale; where 64 does not
+    divide a row, the group is smaller.
 
     Args:
         graph: an ONNX file.
@@ -214,7 +214,7 @@ def compress_openvino_weights(graph: Path, out: Path, *, bits: Literal[8, 4] = 8
 
 @contextmanager
 def _nncf(graph: Path, out: Path, keep: Collection[str]) -> Iterator[tuple[Any, Any, Any]]:
-    """Yield the module nncf, the graph as an OpenVINO model, and NNCF's scope of the nodes that it must not change.
+    """Yield the module nncf, the graph as an OpenVINO model, and the NNCF scope of the nodes that must not change.
 
     In the block, NNCF prints nothing, and its exceptions become BackendFailed.
 
@@ -256,7 +256,7 @@ def _quantizable_nodes(
     keep: Collection[str],
     operators: Collection[str] = COMPUTE_OPS,
 ) -> list[Node]:
-    """Return the nodes to quantise: those of `operators` that have constant weights and are not in `keep`.
+    """Return the nodes to quantise: nodes with an operator of `operators` and constant weights, except those in `keep`.
 
     Args:
         graph: path of the graph's file, for the error message.
@@ -266,7 +266,7 @@ def _quantizable_nodes(
         operators: operators to quantise.
 
     Raises:
-        InvalidRequest: there is no such node, the opset is below 13, or `keep` has an unknown name.
+        InvalidRequest: no node can be quantised, the opset is below 13, or `keep` has an unknown name.
     """
     excluded = check_node_names(keep, model)
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)

@@ -114,9 +114,11 @@ class GraphRunner:
     Args:
         graph: the ONNX file.
         backend: name of the backend.
-        precision, inputs, outputs, layer_precisions: see Runner.
+        precision: precision of convolutions and matrix products: f32, bf16, f16, int8 or mixed.
+        inputs, outputs: names, dtypes and shapes of the inputs and outputs, in the graph's order.
         axes: axes by input. A named axis must have the same length in all inputs.
         run: calls the runtime with arrays in the order of `inputs`, and returns arrays in the order of `outputs`.
+        layer_precisions: number of convolutions, matrix products and attentions by precision.
         weights: access to the network's weights; None where weights cannot be replaced.
         device_run: does the same as `run` with arrays on the runtime's device; None where the runtime takes NumPy
             arrays only.
@@ -203,6 +205,10 @@ def order_feeds(feeds: Mapping[str, Any], inputs: Sequence[TensorSpec]) -> dict[
 
 def bind_axes(shapes: Mapping[str, Sequence[int]], axes: Mapping[str, Axes]) -> dict[str, int]:
     """Check the shapes of inputs against their axes, and return the length of each named axis.
+
+    Args:
+        shapes: shapes to check, by input.
+        axes: axes of all inputs. An axis is a fixed length, a name, or None for any length.
 
     >>> bind_axes({"sample": (2, 4, 64, 64)}, {"sample": ("batch", 4, "height", "width"), "timestep": ("batch",)})
     {'batch': 2, 'height': 64, 'width': 64}

@@ -143,7 +143,7 @@ def _is_reduced(node: NodeProto, halves: set[str]) -> bool:
 
 
 def _cast_type(cast: NodeProto) -> int | None:
-    """Return the number of the element type to which a Cast node converts; None where the node does not say."""
+    """Return the number of the element type to which a Cast node converts; None where the attribute `to` is missing."""
     return next((attribute.i for attribute in cast.attribute if attribute.name == "to"), None)
 
 

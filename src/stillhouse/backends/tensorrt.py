@@ -66,12 +66,18 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions, name: 
     `options.cache`, or in `$XDG_CACHE_HOME/stillhouse/engines`. Where the stored engine is for another GPU or version,
     a new one is built, with a warning.
 
+    Args:
+        graph: path of the ONNX file.
+        signature: inputs, outputs and weights files of the graph.
+        options: precision, static shapes, batch sizes, cache, and settings of the backend.
+        name: name of the backend, tensorrt or tensorrt-rtx.
+
     Settings:
         device: the GPU, cuda or cuda:1; by default the first.
         axes: ranges of lengths of named axes, rows=1-8,height=32-64. An engine is fastest at the lengths of
             `options.shapes`. Without ranges, an engine has static shapes.
         batches: apart, or together: one engine, with one copy of the weights, for all sizes of `options.batch_sizes`.
-            At each size it is as fast as a static engine. For n sizes, building takes n times as long.
+            At each size the engine is as fast as a static one. For n sizes, building takes n times as long.
         graphs: none, or cuda: a CUDA graph launches all kernels of a call at once, see `torch_graphs`.
         weights: fixed, or refit: adapters can change the weights of the engine. The engine may be slower than with
             fixed weights, since TensorRT folds fixed weights.
@@ -286,7 +292,8 @@ def _parse_ranges(text: str) -> dict[str, tuple[int, int]]:
 def _axes(signature: Signature, profiles: Sequence[Profile]) -> dict[str, Axes]:
     """Return the axes of all inputs of an engine, by name of the input.
 
-    An axis is its length where all profiles (shape ranges) give it the same length, otherwise the axis of the graph.
+    Where all profiles (shape ranges) give an axis one and the same length, the result has this length. Otherwise the
+    result has the axis of the graph, such as its name.
     """
 
     def length(name: str, place: int) -> int | None:

@@ -42,7 +42,7 @@ class RefittableWeight:
 
 
 def find_refittable(graph: Path) -> dict[str, RefittableWeight]:
-    """Return the weights that a refit of a graph's engine can change, by layer: floats of two axes or more.
+    """Return the weights that a refit of a graph's engine can change, by layer: floating-point, two axes or more.
 
     The result is empty where any layer has integer weights: an engine is refittable as a whole, or not at all.
 

@@ -70,6 +70,11 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
     Precisions on the CPU are f32, bf16 and auto. auto means bf16 where the processor has bf16 instructions, otherwise
     f32, since bf16 is then slower. On a GPU there is also f16, and auto means f16; f32 is never computed in TF32.
 
+    Args:
+        graph: path of the ONNX file, which lies beside the network's config.json and weights.
+        signature: inputs, outputs and weights files of the graph.
+        options: precision, threads, static shapes and settings of the backend.
+
     Settings:
         device: cpu, or a GPU: cuda, cuda:1.
         attention: sdpa (fused, by the kernel that torch prefers); vanilla (all scores at once); or sliced (half of the
@@ -185,7 +190,9 @@ def torch_device_arrays(settings: Mapping[str, str]) -> Any:
 
 
 def status() -> BackendStatus:
-    """Return the version, devices and precisions of torch on this machine, without the seconds that importing it takes.
+    """Return the version, devices and precisions of torch on this machine.
+
+    torch is not imported, since the import takes seconds.
 
     Raises:
         RuntimeMissing: torch, diffusers or a package that they need is not installed.
@@ -415,7 +422,7 @@ def _spec(name: str, dtype: str, axes: Sequence[int | str | None]) -> TensorSpec
 
 
 def _compiles_per(settings: Settings) -> Literal["never"]:
-    """Return "never": a network is not opened again for a new shape, since torch compiles it when the shape comes."""
+    """Return "never": a network is not opened again for a new shape, since torch compiles at the first call with it."""
     return "never"
 
 

@@ -94,9 +94,11 @@ class VaeDecoderModule(nn.Module):
 def load_module(folder: Path, library_name: str, class_name: str, dtype: torch.dtype) -> Any:
     """Read a network from a directory with config.json and one .safetensors file, casting each tensor as it is read.
 
+    Messages of diffusers and transformers are suppressed.
+
     Args:
         folder: the directory.
-        library_name: Python module that has the network's class. diffusers and transformers print nothing.
+        library_name: Python module that has the network's class: diffusers or transformers.
         class_name: name of the network's class.
         dtype: dtype of all weights.
 

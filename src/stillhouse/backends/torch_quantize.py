@@ -24,7 +24,7 @@ def quantize(module: nn.Module, scheme: str, device: str) -> None:
     """Quantise the linear layers of a network's transformer blocks, in place.
 
     Args:
-        module: on its device already; changed in place.
+        module: the network, which lies on `device` already; changed in place.
         scheme: int8, or fp8 (e4m3). Each row of weights and each token of an input has its own scale.
         device: name of the module's device, such as cpu or cuda:0.
 

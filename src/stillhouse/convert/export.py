@@ -150,7 +150,7 @@ def _link_weights(model: onnx.ModelProto, inputs: Sequence[str], weights: Path, 
         model: the exported model.
         inputs: names of the inputs that stay inputs; all others are parameters.
         weights: the .safetensors file.
-        prefix: prefix that names of tensors in the file may have.
+        prefix: prefix that the parameters' names may have in the file.
     """
     layout = read_safetensors_index(weights)
     parameters = [value.name for value in model.graph.input if value.name not in inputs]

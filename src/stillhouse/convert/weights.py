@@ -22,10 +22,10 @@ def read_module(folder: Path, kind: Any, dtype: str | None) -> Any:
     Args:
         folder: directory with config.json and weights.
         kind: the network's class in diffusers or transformers.
-        dtype: a name in `DTYPES`, such as float16; None: the widest dtype in the files.
+        dtype: float32, float16 or bfloat16; None: the widest dtype in the files.
 
     Raises:
-        ImportFailed: the weights are missing, broken, or of another network; or `dtype` is not in `DTYPES`.
+        ImportFailed: the weights are missing, broken, or of another network; or `dtype` is another dtype than these.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ImportFailed(f"there is no dtype {dtype!r}", allowed=", ".join(DTYPES))

@@ -244,7 +244,7 @@ class Sampler:
         summary: one line that helps people choose a sampler.
         estimate: estimates x0 for each step.
         eta: share of fresh noise in each step, 0 to 1; None: the request's eta.
-        coefficients: returns the weights of the step between two levels; they do not depend on the picture.
+        coefficients: returns the weights of the step between two levels, which do not depend on the picture.
         evaluates_twice: whether the network is evaluated at both ends of each step, except the last step.
         drops_last_level: whether the grid of noise levels is made with one more level, and its last noisy level is left
             out, as in diffusers; see `timestep_grid.make_grid`.
@@ -315,7 +315,7 @@ SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
 
 
 def find_sampler(name: str) -> Sampler:
-    """Return the sampler of that name.
+    """Return the sampler with this name.
 
     Raises:
         InvalidRequest: no sampler has this name; the message lists all names and the nearest one.

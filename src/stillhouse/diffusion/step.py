@@ -87,7 +87,7 @@ def _guide_batch(
         outputs: outputs of the network, [R, C, h, w].
         steps: the step of each picture.
         weights: guidance weights of all pictures, one array [P, 1, 1, 1] for each further branch, on the device.
-        rows: row table of the pictures, from `_row_table`.
+        rows: indices in `outputs` of each picture's rows, the base branch first, int32 [P, 1 + T].
         arrays: kind of the arrays.
     """
     base, first = (outputs[places] for places in arrays.to_device(np.ascontiguousarray(rows.T[:2])))
@@ -120,5 +120,5 @@ def _weight_table(steps: Sequence[PictureStep]) -> NDArray[np.float32]:
 
 
 def _are_pairs(rows: NDArray[np.int32]) -> bool:
-    """Return whether the row table [P, 1 + T] holds just 2 * i and 2 * i + 1 for every picture i."""
+    """Return whether each picture i has exactly the rows 2 * i and 2 * i + 1 in the row table `rows`, [P, 1 + T]."""
     return rows.shape[1] == 2 and bool((rows.ravel() == np.arange(rows.size)).all())

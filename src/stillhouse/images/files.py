@@ -221,7 +221,10 @@ def _array_checksum(array: NDArray[np.uint8] | None) -> dict[str, Any] | None:
 
 
 def _parameters_text(request: ImageRequest, model: str | None) -> str:
-    """Return a request and the pipeline's name as other image generators write them into a PNG's text `parameters`."""
+    """Return a request and the pipeline's name, `model`, in the form in which other generators write them into PNGs.
+
+    The form is that of a PNG's text with the key `parameters`.
+    """
     parameters: Mapping[str, Any] = {
         "Steps": request.steps,
         "Sampler": request.sampler,

@@ -106,7 +106,7 @@ class Adapter:
         return len(placed)
 
     def placed(self, component: str, shapes: Mapping[str, tuple[int, ...]]) -> Sequence[tuple[str, Delta]]:
-        """Return the changes of one network: the torch name of each layer, and its change times the adapter's weight.
+        """Return the changes of one network: the torch name of each layer, and the change times the adapter's weight.
 
         Args:
             component: role of the network.

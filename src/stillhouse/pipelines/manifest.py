@@ -336,14 +336,14 @@ def convert_manifest(document: Mapping[str, Any]) -> Manifest:
 
 
 def graph_paths(manifest: Manifest) -> Iterable[str]:
-    """Yield the path of every ONNX graph that the pipeline may open, relative to its directory."""
+    """Yield the path of every ONNX graph that the pipeline may open, relative to the directory of the pipeline."""
     yield from (component.graph for component in manifest.components.values())
     if manifest.step_cache:
         yield from (manifest.step_cache.full, manifest.step_cache.shallow)
 
 
 def needed_files(manifest: Manifest) -> Iterable[str]:
-    """Yield the path of every file without which the pipeline cannot run, relative to its directory."""
+    """Yield the path of every file without which the pipeline cannot run, relative to the directory of the pipeline."""
     yield from graph_paths(manifest)
     yield from (component.weights for component in manifest.components.values())
     for tokenizer in manifest.tokenizers.values():

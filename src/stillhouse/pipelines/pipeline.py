@@ -372,7 +372,7 @@ class _FrozenTokens:
     """Inputs of text encoders in a form that can be the key of a cache.
 
     Args:
-        inputs: role of the text encoder, name, dtype, shape and bytes of each input.
+        inputs: for each input, the role of the text encoder, and the input's name, dtype, shape and bytes.
     """
 
     inputs: tuple[tuple[str, str, str, tuple[int, ...], bytes], ...]

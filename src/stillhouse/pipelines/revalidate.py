@@ -138,10 +138,6 @@ def _worst_sqnr(
     A denoiser that is accurate for the recorded inputs is also run on a batch of 8 rows, unless the network would be
     compiled anew for this batch size.
 
-    Returns:
-        the ratio for the recorded inputs and an empty text; or, where the batch was run, the ratio for the batch and
-        " of 8 rows together", a text to add to an error message.
-
     Args:
         role: role of the network.
         component: how the network is run.
@@ -149,6 +145,10 @@ def _worst_sqnr(
         feeds: recorded inputs, by name.
         expected: outputs of the baseline (the network before acceleration) for these inputs, by name.
         min_sqnr: ratio in dB from which the network is accurate.
+
+    Returns:
+        the ratio for the recorded inputs and an empty text; or, where the batch was run, the ratio for the batch and
+        " of 8 rows together", a text to add to an error message.
     """
     outputs = runner(feeds)
     worst = min(_sqnr(expected[output], outputs.get(output)) for output in expected)

@@ -151,7 +151,7 @@ class Runners:
     def arrays(self) -> Arrays:
         """Return the kind of arrays that latents are kept in: arrays on the denoiser's device, or NumPy arrays.
 
-        Where the denoiser is split for feature caching, latents are NumPy arrays, because cached features are.
+        Where the denoiser is split for feature caching, latents are NumPy arrays, as the cached features.
 
         Raises:
             RuntimeMissing, InvalidRequest: the backend is not installed, or its device does not exist.
@@ -183,7 +183,7 @@ class Runners:
 
 
 def opening_shapes(component: Component, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes by input name for which a network is opened; empty where it takes any shapes.
+    """Return the shapes by input name for which a network is opened; empty where the network takes any shapes.
 
     With several streams (rows that run in parallel), these are the shapes of one row. Where a network that is opened
     for the largest batch also runs smaller batches, these are the shapes of the largest batch.

@@ -93,7 +93,7 @@ def wait_for_latents(folder: Path) -> CachedLatents:
 
 
 def encode_samples(pipeline: Pipeline, samples: Iterable[LatentSample]) -> dict[str, Any]:
-    """Encode the captions of samples with the pipeline's text encoder.
+    """Convert samples to the content of a cache file; the pipeline's text encoder encodes their captions.
 
     Returns:
         the content of one cache file (shard): the fields of `CachedLatents` by name, for these samples only.

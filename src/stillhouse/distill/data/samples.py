@@ -30,7 +30,7 @@ def shapes_samples(
     """Yield encoded pictures of random scenes (geometric figures), with captions that evaluation never uses.
 
     Args:
-        pipeline: its autoencoder encodes the pictures.
+        pipeline: pipeline whose autoencoder encodes the pictures.
         count: number of scenes, including the skipped ones.
         seed: decides scenes and captions.
         start: number of scenes to skip, because an earlier run has already encoded them.
@@ -53,7 +53,7 @@ def folder_samples(
     """Yield the encoded pictures of a folder, first cropped and resized to the pipeline's default size.
 
     Args:
-        pipeline: its autoencoder encodes the pictures.
+        pipeline: pipeline whose autoencoder encodes the pictures.
         path: folder of captioned pictures, in one of the forms that `read_image_folder` accepts.
         count: maximum number of pictures, including those that `start` skips.
         on_skipped: receives each picture that cannot be used, and the reason.

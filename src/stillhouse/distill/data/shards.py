@@ -32,7 +32,7 @@ def write_shards(
 
     Args:
         samples: maps a number n to the samples from sample n on.
-        encode: converts samples into the content of a shard, tensors by name; its `latents` have one row a sample.
+        encode: converts samples into the content of a shard, tensors by name; `latents` must have one row a sample.
         folder: folder of the shards, created where it does not exist.
         progress: receives the number of samples done, including those of earlier runs.
         deadline: time of `time.monotonic` in seconds after which no sample is drawn; None: no limit.

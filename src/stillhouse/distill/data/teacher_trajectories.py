@@ -5,7 +5,7 @@ a fifth of an example for which a guided teacher is evaluated. The method is kno
 arXiv 2101.02388) with intermediate noise levels. It needs captions, but no pictures.
 
 A trajectory starts from pure noise or, for image-to-image, from the noised final picture of the preceding trajectory.
-The latter kind is called an edit. An edit has the caption of this picture or a new caption.
+Trajectories for image-to-image are called edits. An edit has the caption of the preceding trajectory or a new caption.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -53,7 +53,8 @@ class TeacherTrajectory:
             noisiest level to the clean latents.
         caption: prompt of the picture.
         guidance: guidance scale of the picture.
-        kind: 0 for a trajectory from pure noise; n for an edit at the n-th strength of `TrajectoryPlan.edit_grids`.
+        kind: 0 for a trajectory from pure noise; n for an edit (image-to-image) at the n-th strength of
+            `TrajectoryPlan.edit_grids`.
         cond: denoiser inputs of the caption, float32, by name.
     """
 

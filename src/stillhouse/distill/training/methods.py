@@ -136,8 +136,8 @@ class ProgressiveDistillation:
     def sample_paths(self, rng: np.random.Generator, count: int) -> Tensor:
         """Return for each example the teacher's noise levels within a random student step, int64 [count, levels].
 
-        A level is a row of the level table. A shorter step repeats its last level. Steps that replace a single teacher
-        step are rarely drawn.
+        A noise level is given as the index of its row in the level table. A shorter step repeats its last level. Steps
+        that replace a single teacher step are rarely drawn.
         """
         return self._table[rng.choice(len(self._table), size=count, p=self._weights)]
 

@@ -18,7 +18,7 @@ def render_preview_grid(
 
     Args:
         stage: the student's training; the pictures are the first 8 of its evaluation, made with the current weights.
-        pipeline: its autoencoder decodes the latents.
+        pipeline: pipeline whose autoencoder decodes the latents.
 
     Returns:
         one picture, uint8 [2 * height, 8 * width, 3].

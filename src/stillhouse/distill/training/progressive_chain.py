@@ -50,7 +50,7 @@ class ChainRecipe:
     trajectories of the teacher.
 
     Args:
-        step_counts: number of sampling steps of the first teacher, then of each student in the order of training.
+        step_counts: number of sampling steps of the teacher, then of each student in the order of training.
         method: "progressive" or "consistency" (chains), or "trajectories" (trajectory regression).
         guidance: smallest and largest guidance scale that the students are trained for.
         guidance_recipe: training of the first student of a chain, which distils guidance.
@@ -291,7 +291,7 @@ def plan_stages(
 
 
 def _fingerprint(previous: str, name: str, method: DistillationMethod, recipe: ChainRecipe) -> str:
-    """Return a hash of everything that decides a student's weights, which is compared with that of its checkpoint.
+    """Return a hash of everything that decides a student's weights; checkpoints with another hash are refused.
 
     Args:
         previous: hash of the preceding student, or of teacher and dataset for the first student.

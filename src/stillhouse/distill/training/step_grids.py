@@ -146,8 +146,8 @@ def plan_edit_grids(
 ) -> Mapping[float, GridPair]:
     """Plan the timestep grids of teacher and student for image-to-image (edits), one pair for each strength.
 
-    The student takes all of its steps at every strength, so the time of an edit does not depend on the strength. The
-    teacher's steps are as long as its steps from pure noise. No noise level may belong to two student grids, because
+    The student takes all of its steps at every strength, so the time of an edit does not depend on the strength. In
+    an edit, the teacher's steps are as long as from pure noise. No noise level may belong to two student grids, because
     the network is told the level, but not the grid. A level that another grid uses is moved by one timestep or more.
 
     Args:

@@ -78,7 +78,7 @@ def train_on_trajectories(
         teacher: the teacher, which is evaluated only for students that are also trained by distribution matching (DMD,
             see `ChainRecipe.dmd_weights`).
         initial: denoiser whose weights the first student starts from: the teacher, or one of its students.
-        dataset: the teacher's trajectories, stored at the noise levels of the first student of `plan_student_grids`.
+        dataset: the teacher's trajectories, stored at the first student's noise levels (see `plan_student_grids`).
         recipe: hyper-parameters of all students; the first step count is the teacher's.
         run: folder of checkpoints, receivers of progress, and time limit.
         origin: identifies initial weights and dataset; checkpoints that were trained with another origin are refused.
@@ -145,7 +145,7 @@ def _distribution_matching(
 
 
 def _fingerprint(previous: str, grids: StudentGrids, recipe: ChainRecipe) -> str:
-    """Return a hash of everything that decides a student's weights, which is compared with that of its checkpoint.
+    """Return a hash of everything that decides a student's weights; checkpoints with another hash are refused.
 
     Args:
         previous: hash of the preceding student, or of initial weights and dataset for the first student.

@@ -67,8 +67,8 @@ class TrajectoryRegressionStage:
         student_grids: timestep grid of the student, for each kind. Each is a subset of the stored grid with the same
             first level, and all have the same number of steps. Trajectories of kinds without a grid are ignored.
         end_to_end_fraction: share of the examples, 0 to 1, in which the student takes all of its steps. The loss of
-            these examples compares the final latents only, with gradients through every step. An example of n steps
-            costs as much as n other examples.
+            these examples compares the final latents only, with gradients through every step. Where the student
+            has n steps, such an example costs as much as n other examples.
         weighting: weight of the error by noise level: v (SNR + 1) or snr_trunc (max(SNR, 1)).
         huber: width of the pseudo-Huber loss; 0: squared error.
         seed: decides examples and steps.

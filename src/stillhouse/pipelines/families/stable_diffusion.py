@@ -138,7 +138,10 @@ class StableDiffusion:
         return {**encoded, "timestep_cond": embed_guidance(request.guidance, channels)}
 
     def negative_inputs(self, context: Context, request: ImageRequest, inputs: Conditioning) -> Conditioning:
-        """Return the denoiser's inputs for the negative prompt, by name, for one row, without a batch axis."""
+        """Return the denoiser's inputs for the negative prompt, by name, for one row, without a batch axis.
+
+        `inputs` are the inputs for the prompt, which only subclasses need.
+        """
         return self.inputs(context.manifest, request, context.encode_prompt(request.negative_prompt))
 
     def calls(self, manifest: Manifest) -> Sequence[NetworkCall]:
