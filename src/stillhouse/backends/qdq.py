@@ -26,8 +26,9 @@ GPUs: inputs and weights both have this type, without zero points."""
 QUANT_TYPES: tuple[QuantType, ...] = ("uint8", "int8", "fp8")
 
 _LARGEST: Mapping[WeightType, int] = {"int8": 63, "uint8": 127}
-"""Largest quantised weight minus the zero point. Signed weights use 7 bits, since x86 could overflow with 8 (see
-`quantize`)."""
+"""Largest quantised weight minus the zero point, by type of the weights. Signed weights use 7 bits, since sums could
+overflow with 8 bits on x86 (see `quantize`).
+"""
 _FLOAT, _E4M3 = 1, 17  # TensorProto.FLOAT and FLOAT8E4M3FN as numbers, so that onnx is imported only when needed
 _SYMMETRIC: Mapping[QuantType, int] = {"int8": 127, "fp8": 448}
 """Largest quantised magnitude of inputs and weights of the symmetric formats."""

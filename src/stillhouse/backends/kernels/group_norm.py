@@ -62,7 +62,9 @@ several for each multiprocessor, applies where an earlier pass joins the moments
 """
 _LANES = 128
 _JOINED_GROUPS = 8
-"""Number of groups whose moments (means and sums of squares) one program joins: their values fill one read of a GPU."""
+"""Number of groups whose moments (means and sums of squares) one program joins. The values of so many groups fill one
+memory read of a GPU.
+"""
 
 
 def _prune_configs(configs: Sequence[Any], named_args: Mapping[str, Any], **constants: Any) -> Sequence[Any]:

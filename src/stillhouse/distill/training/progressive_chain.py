@@ -35,11 +35,15 @@ METHODS: Mapping[str, Callable[[GridPair], DistillationMethod]] = MappingProxyTy
 )
 """Distillation methods that reduce the number of steps, by their names in `distill.toml`."""
 GUIDANCE = "guidance"
-"""Name of the first student, whose network takes the guidance scale as an input.
+"""Name of the first student of a chain, in which each student is the teacher of the next.
 
-This student needs one denoiser row a step instead of two, and may be sampled at any timesteps."""
+The network of the first student takes the guidance scale as an input. This student needs one denoiser row a step
+instead of two, and may be sampled at any timesteps.
+"""
 EDITS = "edits"
-"""Name of the last student for the task img2img, which is also trained at the noise levels of image-to-image."""
+"""Name of the last student of a chain for the task img2img, which is also trained at the noise levels of
+image-to-image.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
