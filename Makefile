@@ -6,10 +6,11 @@ PORT ?= 8000
 # Processes that run tests. Each computes on one core: two that want both wait for each other at every step.
 TESTERS ?= 2
 BIN := .venv/bin
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test durations lint docs bench bench-serve bench-large yardstick train students protocol constraints clean
+.PHONY: help demo test test-page durations lint docs bench bench-serve bench-large yardstick train students protocol constraints clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -18,11 +19,14 @@ demo: .venv/core.stamp ## generate twelve pictures with the embedded model, then
 	$(BIN)/stillhouse demo
 	$(BIN)/stillhouse serve --port $(PORT)
 
-test: lint ## lint, then run every test that is not marked large
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not large" -n $(TESTERS) --dist loadfile --no-loadscope-reorder
+test: lint ## lint, then run every test that is not marked large and needs no browser
+	$(PYTEST) -m "not large and not page"
+
+test-page: .venv/full.stamp ## test the page of the server in a browser; where there is none, say what to install
+	$(PYTEST) -m page -rs tests/serve/studio
 
 durations: .venv/full.stamp ## run the tests, and record how long each file takes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not large" -n $(TESTERS) --dist loadfile --no-loadscope-reorder -p tools.durations
+	$(PYTEST) -m "not large" -p tools.durations
 
 lint: .venv/full.stamp ## style, format, types, layers, names, generated documents
 	$(BIN)/ruff check

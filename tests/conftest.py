@@ -4,11 +4,13 @@ import gc
 import json
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from numpy.typing import NDArray
 
 import stillhouse  # noqa: F401  # first: switches off the telemetry of the others
@@ -42,16 +44,37 @@ def pytest_sessionfinish() -> None:
     gc.unfreeze()
 
 
+def shared_directory(factory: pytest.TempPathFactory, name: str) -> Path:
+    """Return a directory that all processes of this run of the tests share."""
+    base = factory.getbasetemp()
+    directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    directory.mkdir(exist_ok=True)
+    return directory
+
+
+def make_once(directory: Path, make: Callable[[Path], object]) -> Path:
+    """Return a directory that the first process makes that needs it; the others wait for it.
+
+    Args:
+        directory: where it will be.
+        make: makes it at the path that it takes, whose last part is the directory's name.
+    """
+    with FileLock(f"{directory}.lock"):
+        if not directory.exists():
+            unfinished = directory.parent / "unfinished" / directory.name
+            unfinished.parent.mkdir(exist_ok=True)
+            make(unfinished)
+            unfinished.rename(directory)
+    return directory
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """A diffusers directory by kind, written at the first call."""
-    root, written = tmp_path_factory.mktemp("checkpoints"), set[str]()
+    """A diffusers directory by kind, written at the first call. Not to be changed."""
+    root = shared_directory(tmp_path_factory, "checkpoints")
 
     def find(kind: str) -> Path:
-        if kind not in written:
-            import_module("tests.checkpoints").write_checkpoint(kind, root / kind)
-            written.add(kind)
-        return root / kind
+        return make_once(root / kind, partial(import_module("tests.checkpoints").write_checkpoint, kind))
 
     return find
 
@@ -59,12 +82,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 @pytest.fixture(scope="session")
 def imported(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """A pipeline directory by kind, imported at the first call. Not to be changed."""
-    root = tmp_path_factory.mktemp("pipelines")
+    root = shared_directory(tmp_path_factory, "pipelines")
 
     def find(kind: str) -> Path:
-        if not (root / kind).exists():
-            import_model(checkpoint(kind), root / kind)
-        return root / kind
+        return make_once(root / kind, partial(import_model, checkpoint(kind)))
 
     return find
 
@@ -75,19 +96,18 @@ def smallest(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
     sd1 predicts epsilon, sd2 velocity, xl has two text encoders; sd21 is sd2 without zero SNR.
     """
-    root = tmp_path_factory.mktemp("smallest")
+    root = shared_directory(tmp_path_factory, "smallest")
 
-    def find(kind: str) -> Path:
-        if not (root / kind).exists():
-            checkpoints, source = import_module("tests.checkpoints"), root / f"{kind}-checkpoint"
-            checkpoints.write_checkpoint("sd2" if kind == "sd21" else kind, source, checkpoints.SMALLEST)
-            if kind == "sd21":  # as Stability published it
-                config = source / "scheduler" / "scheduler_config.json"
-                config.write_text(json.dumps({**json.loads(config.read_text()), "rescale_betas_zero_snr": False}))
-            import_model(source, root / kind, ImportOptions(kind))
-        return root / kind
+    def make(directory: Path) -> None:
+        checkpoints, kind = import_module("tests.checkpoints"), directory.name
+        source = directory.with_name(f"{kind}-checkpoint")
+        checkpoints.write_checkpoint("sd2" if kind == "sd21" else kind, source, checkpoints.SMALLEST)
+        if kind == "sd21":  # as Stability published it
+            config = source / "scheduler" / "scheduler_config.json"
+            config.write_text(json.dumps({**json.loads(config.read_text()), "rescale_betas_zero_snr": False}))
+        import_model(source, directory, ImportOptions(kind))
 
-    return find
+    return lambda kind: make_once(root / kind, make)
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,8 @@ from tests.serve.studio.browser import (
     wait_for_models,
 )
 
+pytestmark = pytest.mark.page
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:

@@ -17,6 +17,8 @@ from tests.serve.studio.browser import (
     wait_for_models,
 )
 
+pytestmark = pytest.mark.page
+
 
 def test_keyboard_operation(page: Any) -> None:
     page.keyboard.press("Tab")

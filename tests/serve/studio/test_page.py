@@ -3,6 +3,8 @@
 import re
 from typing import Any
 
+import pytest
+
 from tests.serve.running import Running
 from tests.serve.studio.browser import (
     LONG,
@@ -15,6 +17,8 @@ from tests.serve.studio.browser import (
     wait_for_frames,
     wait_for_models,
 )
+
+pytestmark = pytest.mark.page
 
 LEAVE = """([where, until]) => {
   const look = (changes, observer) => {

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
 
 from tests.serve.running import Running
@@ -17,6 +18,8 @@ from tests.serve.studio.browser import (
     wait_for_frames,
     wait_for_models,
 )
+
+pytestmark = pytest.mark.page
 
 
 def test_only_masked_pixels_change(page: Any) -> None:

@@ -17,6 +17,8 @@ from tests.serve.studio.browser import (
     wait_for_models,
 )
 
+pytestmark = pytest.mark.page
+
 TOO_LATE = {"error": {"message": "a picture would be late", "type": "invalid_request_error", "code": "deadline"}}
 
 
