@@ -4,9 +4,9 @@ import os
 import sys
 
 SWITCHES = {
-    # onnxruntime would send a device id, the path of the interpreter, names of models, and errors.
+    # Without this variable, onnxruntime sends a device id, the path of the interpreter, names of models, and errors.
     "ORT_DISABLE_TELEMETRY": "1",
-    # huggingface_hub, hf_xet, transformers and diffusers would send sessions, versions and transfers.
+    # Without this variable, huggingface_hub, hf_xet, transformers and diffusers send sessions, versions and transfers.
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
 """Environment variables, each with the value that switches the telemetry of one or more libraries off."""
@@ -25,7 +25,7 @@ def switch_off_telemetry() -> None:
     for name, value in SWITCHES.items():
         os.environ.setdefault(name, value)
     sys.modules.setdefault(REPORTER, None)  # type: ignore[arg-type] # with None here, an import of the package fails
-    # onnxruntime reads the variable only when it is imported. Where onnxruntime is imported already, the variable comes
-    # too late, so later events are stopped by a call.
+    # onnxruntime reads ORT_DISABLE_TELEMETRY only while it is imported. If onnxruntime was imported before, the
+    # variable has no effect, and a call stops the sending of later events.
     if not was_set and (loaded := sys.modules.get("onnxruntime")):
         loaded.disable_telemetry_events()

@@ -270,8 +270,8 @@ class Sweep(SweepState):
                 baselines = {**self.report.baselines, candidate.component: candidate.key}
                 report = replace(self.report, baselines=baselines)
                 if not self.workspace.is_pipeline:
-                    # `apply_choice` writes the manifest. The call comes early, so that other commands can open the
-                    # directory even if the sweep fails.
+                    # `apply_choice` writes the manifest. The call comes before the sweep ends, so that other commands
+                    # can open the directory even if the sweep fails.
                     apply_choice(self.workspace.directory, report)
                 self.save_report(report)
         except BaseException:

@@ -22,8 +22,8 @@ from stillhouse.errors import PipelineError
 DEEP_TENSOR = "deep"
 """Name of the tensor at the split: an output of the full graph, an input of the shallow one."""
 
-# These patterns find the block of a node, since torch.onnx.export writes the module into the name of the node:
-# /network/up_blocks.3/Concat
+# The two patterns find the U-Net block of a node in the node's name, because torch.onnx.export writes the module into
+# the name, for example /network/up_blocks.3/Concat.
 _JOIN = re.compile(r".*/up_blocks\.(\d+)/[^/]+")
 _BELOW = re.compile(r".*/(?:mid_block|up_blocks\.(\d+))/.*")
 _HEAVY = {"Conv", "Gemm", "MatMul"}

@@ -21,8 +21,9 @@ _INTEGER = {
     *("MatMulIntegerToFloat", "DynamicQuantizeMatMul"),
 }
 _N_BITS_OP = "MatMulNBits"
-_EIGHT_BIT = 4  # at this accuracy_level, MatMulNBits computes in int8, since it rounds its input to int8 as well
-# Half precision does not pass through these operators, since their outputs have another element type than their inputs.
+_EIGHT_BIT = 4  # the accuracy_level at which MatMulNBits rounds its input to int8 and computes in int8
+# The outputs of these operators have another element type than their inputs, so a half precision input does not make
+# the output half precision.
 _TYPE_CHANGING = {
     *("Shape", "Size", "QuantizeLinear", "DynamicQuantizeLinear", "ArgMax", "ArgMin", "NonZero"),
     *("Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "IsNaN", "IsInf"),

@@ -97,8 +97,8 @@ def load_with_constants(graph: Path) -> tuple[Model, dict[str, Constant]]:
             constants[node.output[0]] = source.transpose(attributes["perm"].ints)
         else:
             nodes.append(node)
-    # Constants are left out, since a graph listed its initializers among its inputs as well before version 4 of ONNX's
-    # format.
+    # Constants (initializers) are left out, since before version 4 of ONNX's format a graph listed them among its
+    # inputs as well.
     inputs = [value for value in model.graph.input if value.name not in constants]
     set_repeated(model.graph.input, inputs)
     set_repeated(model.graph.node, nodes)

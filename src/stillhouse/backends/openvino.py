@@ -62,8 +62,8 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
         outputs = tuple(_spec(name, compiled.output(name), per_row) for name in signature.outputs)
         requests = [compiled.create_infer_request() for _ in range(options.streams)]
         layers = _layer_precisions(compiled, model)
-    # A network without convolutions, matrix products and attentions has no layer precisions, so the precision that
-    # OpenVINO was set to is reported.
+    # A network without convolutions, matrix products and attentions has no layer precisions (`layers` is empty). The
+    # precision that OpenVINO was set to is then reported.
     executed = set(layers) or {compiled.get_property("INFERENCE_PRECISION_HINT").to_string()}
     precision = executed.pop() if len(executed) == 1 else "mixed"
     if per_row:
@@ -189,8 +189,8 @@ def _row_count(feeds: Tensors) -> int:
 
 
 def _read_model(core: Any, graph: Path, axes: Mapping[str, Axes], options: RunnerOptions) -> Any:
-    # compile_model(path) is not used, since its cache key covers the .onnx file, but not the weights beside it: after a
-    # change of the weights, it would load the old network.
+    # The graph is read here and not by compile_model(path), whose cache key covers the .onnx file, but not the weights
+    # beside it: after a change of the weights, OpenVINO would load the old network.
     model = core.read_model(graph)
     shapes = {name: [axis if isinstance(axis, int) else -1 for axis in shape] for name, shape in axes.items()}
     if options.streams > 1:
@@ -207,8 +207,8 @@ def _config(options: RunnerOptions) -> dict[str, Any]:
     if options.threads:
         config["INFERENCE_NUM_THREADS"] = options.threads
     if options.cache:
-        # Each set of options has its own cache, because OpenVINO's cache key lacks the options: a network that was
-        # compiled for f32 was loaded for f16, and returned NaN.
+        # Each combination of options has its own cache directory, because OpenVINO's cache key lacks the options: a
+        # network that was compiled for f32 was loaded for f16, and returned NaN.
         config["CACHE_DIR"] = str(options.cache / f"{options.precision}-{options.threads or 'all'}-{options.streams}")
     return config
 

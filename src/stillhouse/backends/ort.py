@@ -79,8 +79,8 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
     axes = fix_axes(options.shapes, signature.inputs)
     runtime = require(_NAME)
     providers = _providers(runtime, options.settings.get("provider", "cpu"))
-    # Layers are counted in the optimised graph that onnxruntime saves. onnxruntime cannot save a graph that TensorRT
-    # has compiled.
+    # Layers are counted in the optimised graph that onnxruntime saves. With TensorRT nothing is counted, because
+    # onnxruntime cannot save a graph that TensorRT has compiled.
     count_layers = _PROVIDERS["tensorrt"] not in providers and (
         signature.arithmetic != "f32" or options.settings.get("count_layers") == "1"
     )
@@ -90,7 +90,8 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
         session, layers = _open_session(runtime, str(graph), settings, options_of, count_layers)
         _check_provider(session, providers)
         session.disable_fallback()  # otherwise onnxruntime would silently replace a provider that fails
-    # onnxruntime can fix named axes only. An axis without a name stays dynamic, and GraphRunner checks its length.
+    # The shapes of the specs come from `axes`, not from onnxruntime, which fixes the lengths of named axes only.
+    # GraphRunner checks the lengths of axes without a name.
     inputs = tuple(_spec(node, axes[node.name]) for node in session.get_inputs())
     outputs = tuple(_spec(node, node.shape) for node in session.get_outputs())
     names = [spec.name for spec in outputs]
@@ -101,8 +102,8 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
             results: list[NDArray[Any]] = session.run(names, feeds)
         return results
 
-    # A graph without convolutions, matrix products and attentions has no layer precisions, so its arithmetic is
-    # reported.
+    # A graph without convolutions, matrix products and attentions has no layer precisions (`layers` is empty). The
+    # arithmetic of the graph's signature is then reported.
     executed = set(layers) or {signature.arithmetic}
     precision = executed.pop() if len(executed) == 1 else "mixed"
     return GraphRunner(graph, _NAME, precision, inputs, outputs, axes, run, layer_precisions=layers)
@@ -179,9 +180,9 @@ def _settings(runtime: Any, options: RunnerOptions, lengths: Mapping[str, int]) 
     settings.log_severity_level = _LOG_FATAL
     settings.intra_op_num_threads = options.threads or _default_threads()
     settings.inter_op_num_threads = 1
-    # Threads sleep by default, which costs microseconds per layer. A pipeline holds several sessions, and threads of
-    # one session that spin after their work would keep the cores from the next session (onnxruntime issues 13808 and
-    # 17011).
+    # By default ("0") idle threads sleep, although waking them costs microseconds per layer. A pipeline holds several
+    # sessions, and idle threads of one session that spin would keep the cores from the next session (onnxruntime issues
+    # 13808 and 17011).
     settings.add_session_config_entry("session.intra_op.allow_spinning", options.settings.get("spinning", "0"))
     for axis, length in lengths.items():
         settings.add_free_dimension_override_by_name(axis, length)

@@ -29,7 +29,7 @@ _FLOAT, _HALF = 1, 10  # TensorProto.FLOAT and FLOAT16 as numbers, so that onnx 
 _HALVES = "tensor(float16)"
 _HALF_STARTS = {*COMPUTE_OPS, "ConvTranspose", "Attention", "Einsum"}
 _ANGULAR = {"Sin", "Cos", "Tan"}
-# The outputs of these operators do not follow the type of their inputs, so the operators are not converted.
+# The outputs of these operators do not follow the type of their inputs, so the operators are not converted to float16.
 _TYPED = {
     *("EyeLike", "RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"),
     *("Constant", "ConstantOfShape", "SequenceEmpty", "QuantizeLinear", "DequantizeLinear"),

@@ -63,7 +63,8 @@ class QdqRewriter:
         source, weights, *bias = node.input
         step, _ = self._scale_and_zero(ranges[source])
         values = self.constants[weights].read()
-        # The formats int8 and fp8, which are for GPUs, keep the bias in floats.
+        # With int8 and fp8, the formats for GPUs (_SYMMETRIC), the bias stays in floats, so there is no bias to
+        # quantise.
         bias = [] if self._quant_type in _SYMMETRIC else bias
         added = self.constants[bias[0]].read() if bias else np.zeros(1, np.float32)
         axis, largest = output_axis(node), _SYMMETRIC.get(self._quant_type, _LARGEST["int8"])

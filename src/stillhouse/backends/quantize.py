@@ -172,7 +172,7 @@ def quantize_openvino(graph: Path, out: Path, feeds: Feeds, *, keep: Collection[
             ignored_scope=ignored,
             advanced_parameters=advanced.AdvancedQuantizationParameters(
                 activations_range_estimator_params=ranges.MINMAX,
-                disable_bias_correction=True,  # bias correction is slow, and gains only 0.1 dB (Shapes denoiser)
+                disable_bias_correction=True,  # bias correction is slow, and gains only 0.1 dB (on the Shapes denoiser)
                 overflow_fix=advanced.OverflowFix.ENABLE,
                 smooth_quant_alphas=advanced.AdvancedSmoothQuantParameters(convolution=0.5, matmul=0.5),
             ),
@@ -228,8 +228,8 @@ def _nncf(graph: Path, out: Path, keep: Collection[str]) -> Iterator[tuple[Any, 
     signature = read_signature(graph)
     skeleton = load_graph(graph)
     excluded = check_node_names(keep, skeleton)
-    # In OpenVINO, a node that makes an output of the graph has the name of this output, so these names are excluded
-    # too.
+    # `named` contains the names of the excluded nodes and of their outputs, because OpenVINO gives a node that makes an
+    # output of the graph the name of this output.
     named = {
         name for node in skeleton.graph.node if node_name(node) in excluded for name in (node_name(node), *node.output)
     }

@@ -134,7 +134,7 @@ def _status_or_reason(backend: Backend) -> BackendStatus:
         return backend.status()
     except RuntimeMissing as error:
         reason = error.problem
-    except Exception as error:  # a broken installation may raise any exception, whose message is the reason
+    except Exception as error:  # a broken installation may raise any exception
         reason = f"it is installed but broken: {first_error_line(str(error))}"
     return BackendStatus(backend.name, _version(backend.name), (), (), reason, backend.install)
 

@@ -26,8 +26,8 @@ OUT_OF_MEMORY_FIX = (
     "use smaller pictures, smaller batches, a tiled decoder, or offload the weights to the processor's memory"
 )
 """Advice for the user where a GPU has too little memory."""
-# Above the cause of an error, OpenVINO prints lines that begin with these texts and name its own source files, so these
-# lines are skipped.
+# An error of OpenVINO begins with lines such as these, which name OpenVINO's own source files. These lines are skipped,
+# so that users see the line with the cause.
 _PREAMBLE = re.compile(
     r"Exception from |Check '.*' failed at |Loading input model|FrontEnd API failed|Model wasn't fully|Summary:|$"
 )

@@ -117,7 +117,7 @@ def read_onnx_graph(path: Path) -> GraphProto:
 def _signature(path: Path) -> Signature:
     graph = read_onnx_graph(path)
     weights = {tensor.name: tensor.data_type for tensor in graph.initializer}
-    # Initializers are left out, since a graph listed them among its inputs as well before version 4 of the format.
+    # Initializers are left out, since before version 4 of ONNX's format a graph listed them among its inputs as well.
     inputs = {value.name: _tensor_type(value) for value in graph.input if value.name not in weights}
     halves = {name for name, kind in weights.items() if kind in HALF_TYPES}
     halves |= {name for name, kind in inputs.items() if kind.elem_type in HALF_TYPES}

@@ -202,7 +202,9 @@ def build_engine(
     if capability is not None:
         _set_capability(runtime, config, capability)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TensorRT for RTX warns that timing caches are deprecated; TensorRT needs them
+        # TensorRT for RTX warns that timing caches are deprecated. The warning is ignored, since plain TensorRT needs
+        # timing caches.
+        warnings.simplefilter("ignore")
         cache = config.create_timing_cache(timings.read_bytes() if timings and timings.is_file() else b"")
         # TensorRT refuses a stored cache that another build of TensorRT wrote, or that is cut short. An empty cache is
         # used instead.
@@ -231,7 +233,7 @@ def tensorrt_device_arrays(settings: Mapping[str, str], name: str = "tensorrt") 
     device = _settings(settings).device
     _gpu(name, device)
     import_torch()
-    from stillhouse.backends.torch_arrays import arrays_for_device  # not at the top, since this module imports torch
+    from stillhouse.backends.torch_arrays import arrays_for_device  # not at the top, since torch_arrays imports torch
 
     return arrays_for_device(f"{CUDA}:{device_index(device)}")
 
@@ -267,7 +269,7 @@ def _settings(settings: Mapping[str, str]) -> _TensorRTSettings:
             check_choice(name, value, SETTINGS[name])
     chosen = {name: settings.get(name, allowed[0]) for name, allowed in SETTINGS.items()}
     ranges = _parse_ranges(settings["axes"]) if "axes" in settings else {}
-    if ranges and chosen["graphs"] != "none":  # each shape would need a captured graph with its own context
+    if ranges and chosen["graphs"] != "none":  # each shape would need a CUDA graph and a context of its own
         raise InvalidRequest(
             "graphs is 'cuda', but axes lets lengths of inputs change", allowed="graphs, or axes, not both"
         )

@@ -99,13 +99,13 @@ class EngineWeights:
         """
         if not changed and not self._changed:
             return
-        held: dict[str, Any] = {}  # keeps the tensors alive, since TensorRT holds their addresses until it unsets them
+        held: dict[str, Any] = {}  # keeps the tensors alive, since TensorRT stores only their addresses
         try:
             with GPU_LOCK, self.torch.cuda.device(self.device):
                 for layer in sorted(self._changed | changed.keys()):
                     self._set_layer(layer, changed[layer] if layer in changed else self.original(layer), held)
-                # TensorRT reports as missing the layers that it has fused with changed ones, such as queries with keys
-                # and values. Fused layers must be refitted together.
+                # Layers that TensorRT has fused, such as queries with keys and values, must be refitted together. Where
+                # only some of them are set, get_missing_weights returns the names of the other ones.
                 missing = set(self.refitter.get_missing_weights())
                 for layer in [layer for layer, place in self.layers.items() if place.name in missing]:
                     self._set_layer(layer, self.original(layer), held)

@@ -59,8 +59,8 @@ _BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
 """bf16 instructions of x86 and ARM, as torch names them."""
 _KERNELS = ("flash", "cudnn", "efficient")
 """Fused attention kernels, see `torch_attention`."""
-# A block is compiled for each combination of channels and sizes. torch's default limit is 8 combinations; above this
-# limit blocks silently run uncompiled.
+# torch.compile compiles a block again for each combination of channels and sizes. Above torch's default limit of 8
+# combinations, blocks would silently run uncompiled.
 _RECOMPILE_LIMIT = 64
 
 
@@ -163,11 +163,11 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
         from stillhouse.backends.torch_graphs import CudaGraphModule
 
         callee = CudaGraphModule(module)
-    # TF32 is switched off for f32, since torch by default computes float32 convolutions in TF32. Algorithms are
-    # benchmarked only for CUDA graphs, since benchmarking takes long and pays only where a captured graph is replayed
-    # often.
+    # TF32 is switched off for f32, since torch by default computes float32 convolutions in TF32. cuDNN times its
+    # algorithms (benchmark) only for CUDA graphs, since the timing takes long and pays only where a captured graph is
+    # replayed often.
     flags = {"allow_tf32": precision != "f32", "benchmark": settings["graphs"] == "cuda"} if kind == CUDA else {}
-    # Quantised networks run without gradients instead of in inference mode, in which torchao's weights do not work.
+    # Quantised networks run in torch.no_grad, since torchao's weights do not work in torch.inference_mode.
     mode = torch.inference_mode if settings["quantize"] == "none" else torch.no_grad
     dtypes = {name: torch.float32 if name in network_class.float32_inputs else dtype for name in signature.inputs}
     run = partial(_run, torch, mode, callee, device, dtypes, memory_format, options.threads, flags)
@@ -184,7 +184,7 @@ def torch_device_arrays(settings: Mapping[str, str]) -> Any:
     device = settings.get("device", CPU)
     device_kind(device)
     torch = import_torch()
-    from stillhouse.backends.torch_arrays import arrays_for_device  # not at the top, since this module imports torch
+    from stillhouse.backends.torch_arrays import arrays_for_device  # not at the top, since torch_arrays imports torch
 
     return arrays_for_device(resolve_device(torch, device))
 
@@ -322,7 +322,8 @@ def _modules_to_compile(module: Any, block: str, mode: str) -> list[Any]:
         block: class name of the network's repeated blocks.
         mode: none, full (the network itself) or regional (every repeated block).
     """
-    # Base classes are compared too, since a block with fused kernels has a class derived from the original one.
+    # The names of base classes are compared too, since a block with fused kernels has a class that is derived from the
+    # block's original class.
     blocks = [part for part in module.modules() if block in {base.__name__ for base in type(part).__mro__}]
     return {"none": [], "full": [module], "regional": blocks}[mode]
 
@@ -409,7 +410,8 @@ def _run_to_numpy(run: Callable[[Mapping[str, Any]], Sequence[Any]], feeds: Tens
 
 
 def _to_tensor(torch: Any, array: Any, device: str, dtype: Any, memory_format: Any) -> Any:
-    # torch.tensor copies a NumPy array, since torch would warn if it shared memory with a read-only array.
+    # A NumPy array is copied by torch.tensor, since torch would warn about a tensor that shares memory with a read-only
+    # array.
     tensor = array if isinstance(array, torch.Tensor) else torch.tensor(array)
     if not tensor.is_floating_point():
         return tensor.to(device)
@@ -439,7 +441,7 @@ BACKEND = Backend(
     packages=(_NAME, "diffusers"),
     candidates=candidates,
     exclusion=exclusion,
-    # Where the first candidate of torch has a smaller share of the best speed, the other candidates of torch are
-    # skipped, since none was measured to be 1 / 0.3 times as fast as the first.
+    # Where torch's first candidate has less than 0.3 of the speed of the fastest candidate so far, torch's other
+    # candidates are skipped, since none of them was ever measured to be 1 / 0.3 times as fast as the first.
     dominated_below=0.3,
 )

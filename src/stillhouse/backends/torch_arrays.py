@@ -51,9 +51,8 @@ def load_fused_step(device: str) -> FusedStep | None:
 
         one = torch.zeros(1, 4, 8, 8, device=device)
         rows = one.new_zeros(1, 2, dtype=torch.int32)
-        for past, places in product(
-            (None, one), (None, rows)
-        ):  # every variant is compiled now, so that no picture waits
+        # The loop compiles every variant of the kernel now, so that no picture waits for the compiler.
+        for past, places in product((None, one), (None, rows)):
             output = one if places is not None else torch.cat([one, one])
             guided_step(one, output, places, one.new_zeros(1, len(STEP_WEIGHTS) + 1), past)
     except Exception as error:  # Triton fails in many ways, for example without a C compiler
@@ -77,8 +76,9 @@ class TorchArrays:
 
     def to_device(self, array: NDArray[Any]) -> Tensor:
         """Return the values of an array as a tensor of the same dtype on the device."""
-        # torch.tensor copies, since torch warns when it shares memory with a read-only array. By default, `to` would
-        # wait for all work of the GPU; with non_blocking it waits at most until the driver has copied the values.
+        # torch.tensor copies the array, since torch warns about a tensor that shares memory with a read-only array.
+        # With non_blocking, `to` does not wait for all work of the GPU, but at most until the driver has copied the
+        # values.
         return torch.tensor(array).to(self.device, non_blocking=True)
 
     def stack(self, parts: Sequence[Tensor]) -> Tensor:

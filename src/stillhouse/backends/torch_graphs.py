@@ -64,8 +64,8 @@ def _record(graph: Any, module: Callable[..., Any], own: Sequence[Tensor], pool:
     """
     stream, failed = torch.cuda.current_stream(), list[Exception]()
     try:
-        # The mode is thread_local, since another thread may read a picture from the GPU during the capture, which the
-        # default mode forbids.
+        # The mode is thread_local, since the default mode forbids other threads to read a picture from the GPU during
+        # the capture.
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             try:
                 return as_tuple(module(*own))
@@ -114,7 +114,7 @@ class CudaGraphModule:
             if self._pool is None or not self._graphs:  # a pool that no graph uses cannot be used again: torch frees it
                 self._pool = self.make_pool()
             captured = self.capture(self.module, inputs, self._pool)
-        self._graphs[kind] = captured  # at the end, so that the least recently used graph comes first
+        self._graphs[kind] = captured  # last in the dictionary, so that the least recently used graph is first
         for own, fresh in zip(captured.inputs, inputs, strict=True):
             own.copy_(fresh)
         captured.replay()

@@ -118,11 +118,12 @@ _NETWORKS = {
             library="diffusers",
             weights="diffusion_pytorch_model.safetensors",
             wrapper=f"{_MODULES}:wrap_unet",
-            # diffusers' compile_repeated_blocks compiles this class too. Residual blocks have many more sizes; with
-            # them compiled as well, the embedded U-Net was slower than uncompiled.
+            # Only this class of blocks is compiled, as by compile_repeated_blocks of diffusers. Residual blocks occur
+            # in many more sizes: with them compiled as well, the embedded U-Net was slower than uncompiled.
             block="BasicTransformerBlock",
             output_shapes={"out_sample": lambda latents, config: (latents[0], config.out_channels, *latents[2:])},
-            # These inputs stay in float32, because timesteps 998 and 999 would be equal in bfloat16, which has 8 bits.
+            # These inputs stay in float32, because timesteps 998 and 999 would be equal in bfloat16, which has 8
+            # significant bits.
             float32_inputs=("timestep", "time_ids"),
         ),
         TorchNetwork(

@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             return INTERRUPTED
         except BrokenPipeError:
-            # Python flushes stdout at exit, which would raise again on the closed pipe, so stdout is redirected.
+            # stdout is replaced by os.devnull, because Python flushes stdout at exit, and a flush to the closed pipe
+            # would raise the error again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return BROKEN_PIPE
         except OSError as error:

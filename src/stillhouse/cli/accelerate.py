@@ -109,9 +109,8 @@ def run(arguments: Namespace) -> int:
     """
     source, out, config = _resolve_paths(arguments)
     options = _make_options(arguments, config)
-    students = [
-        read_manifest(find_pipeline(name)) for name in arguments.student
-    ]  # Manifests are read now, so that a wrong name is reported before files are written.
+    # The students' manifests are read now, so that a wrong name is reported before files are written.
+    students = [read_manifest(find_pipeline(name)) for name in arguments.student]
     if Path(source).suffix == ".onnx":
         if students:
             problem = f"--student {students[0].name} was given, but the source {source} is a single ONNX file"

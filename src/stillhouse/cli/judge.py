@@ -133,7 +133,8 @@ def _evaluation_prompts(arguments: Namespace, teacher: Pipeline) -> CaptionSet:
             raise InvalidRequest(problem, fix="give prompts: --prompts FILE")
         return shapes_caption_set(arguments.captions)
     prompts = read_prompts(arguments.prompts)
-    # Prompts are repeated where the file has too few. Pictures still differ, because each has a seed of its own.
+    # Prompts are repeated where the file has too few. Pictures of equal prompts still differ, because each picture has
+    # a seed of its own.
     return CaptionSet(tuple(prompts[number % len(prompts)] for number in range(arguments.captions)))
 
 

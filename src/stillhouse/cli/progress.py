@@ -27,8 +27,8 @@ def show_progress() -> Iterator[ProgressCallback]:
         TaskProgressColumn(),
         TimeRemainingColumn(compact=True),
     )
-    # If stdout is the terminal, rich must print its lines above the bar. If stdout is redirected to a file, rich must
-    # not touch it, because rich would print the lines on the terminal instead.
+    # If stdout is a terminal, rich has to print what is written to stdout above the progress bar. If stdout is a file,
+    # rich must not touch stdout, because rich would print the text on the terminal instead of into the file.
     above = sys.stdout.isatty()
     with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=above) as bar:
         task = bar.add_task("", total=None)

@@ -114,7 +114,8 @@ def _export(
     stream = io.BytesIO()
     axes = {name: dict(axis) for name, axis in [*((n, a) for n, (_, a) in inputs.items()), *outputs.items()]}
     with warnings.catch_warnings(), torch.inference_mode():
-        # The exporter warns that it is deprecated, and the tracer warns about branches in Python.
+        # Users can do nothing about these warnings: the exporter warns that it is deprecated, and the tracer warns
+        # about branches in Python.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             module.eval(),

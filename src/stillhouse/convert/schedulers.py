@@ -19,7 +19,7 @@ SAMPLERS = {
     "EulerDiscreteScheduler": "euler",
     "HeunDiscreteScheduler": "heun",
     "LCMScheduler": "lcm",
-    "PNDMScheduler": "dpmpp_2m",  # Stillhouse has no PNDM; DPM-Solver++ 2M has its order, and needs no start-up steps
+    "PNDMScheduler": "dpmpp_2m",  # Stillhouse has no PNDM; DPM-Solver++ 2M has the same order and no start-up steps
     "UniPCMultistepScheduler": "unipc",
 }
 
@@ -48,7 +48,8 @@ def read_sampling_config(config: Mapping[str, Any], name: str, *, steps_offset: 
     config = {**_defaults(name), **config}
     if config.get("trained_betas") is not None:
         raise ImportFailed("the scheduler has its own betas (trained_betas)", allowed="a named beta schedule")
-    if config.get("thresholding"):  # clip_sample is not checked, since diffusers' pipelines before SDXL disable it
+    # thresholding is refused, but clip_sample is not, because diffusers' pipelines before SDXL switch clip_sample off.
+    if config.get("thresholding"):
         raise ImportFailed("the scheduler's thresholding is true", allowed="false, since latents are not bounded")
     prediction = config["prediction_type"]
     if prediction not in ("epsilon", "sample", "v_prediction"):

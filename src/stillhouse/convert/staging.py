@@ -37,7 +37,8 @@ def staged(target: Path, *, force: bool) -> Iterator[Path]:
     stage.chmod(0o755)
     try:
         yield stage
-        for path in stage.rglob("*"):  # readable for all users, since some libraries write files for their owner only
+        # The files become readable for all users, because some libraries write files that only their owner can read.
+        for path in stage.rglob("*"):
             path.chmod(0o755 if path.is_dir() else 0o644)
         if target.exists():
             retired = stage.with_suffix(".old")

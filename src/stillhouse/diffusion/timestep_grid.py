@@ -221,8 +221,8 @@ def _spaced_timesteps(train_steps: int, count: int, spacing: Spacing, steps_offs
 def _flow_sigmas(schedule: Schedule, steps: int, spacing: Spacing) -> NDArray[np.float64]:
     if spacing == "trailing":
         return shifted(schedule, np.arange(steps, 0, -1) / steps)
-    # The lowest level is shifted twice, as in diffusers: FlowMatchEulerDiscreteScheduler takes its range from levels
-    # that are shifted already.
+    # `lowest` is a shifted level, and the return statement shifts it again. FlowMatchEulerDiscreteScheduler of
+    # diffusers, whose range comes from shifted levels, does the same.
     lowest = noise_levels(schedule)[1][0]
     return shifted(schedule, np.linspace(1, lowest, steps))
 

@@ -131,7 +131,7 @@ class DistillSettings:
             )
         check_number("the smallest guidance", self.guidance[0], 1, 100)
         check_number("the largest guidance", self.guidance[1], self.guidance[0], 100)
-        # Trajectory regression needs two samples or more, because it holds one trajectory out for evaluation.
+        # Trajectory regression needs at least two samples, because one trajectory is kept for evaluation.
         check_integer("samples", self.samples, 2 if self.method == TRAJECTORIES else 1, 100_000_000)
         check_integer("lora_rank", self.lora_rank, 0, 4096)
         check_integer("eval_samples", self.eval_samples, 1, 10_000)

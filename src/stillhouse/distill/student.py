@@ -136,7 +136,8 @@ def _write_diffusers(directory: Path, teacher: Manifest, student: Student, targe
     network = student.denoiser.network
     network.to(memory_format=torch.contiguous_format).save_pretrained(target / DENOISER_FOLDER)
     config = json.loads((target / _SCHEDULER).read_text())
-    # A distilled teacher's own scheduler has no betas, from which `import_model` computes the noise schedule.
+    # A distilled teacher's own scheduler has no betas, from which `import_model` computes the noise schedule. A DDIM
+    # configuration with betas therefore replaces the scheduler's configuration.
     if config["_class_name"] == step_plan.StepPlanScheduler.__name__:
         config = _ddim_config(teacher.sampling.schedule)
         index = json.loads((target / _INDEX).read_text())

@@ -19,7 +19,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     for stale in path.parent.glob(f"{path.name}.*.partial"):
-        # A killed process leaves its temporary file, which is as large as a checkpoint and would fill the disk.
+        # A killed process leaves its temporary file. The file is deleted, because it is as large as a checkpoint and
+        # would fill the disk.
         stale.unlink(missing_ok=True)
     try:
         write(partial)

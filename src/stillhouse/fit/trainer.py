@@ -88,8 +88,8 @@ class Trainer:
         self.processes.all_reduce_mean([parameter.grad for parameter in self._parameters if parameter.grad is not None])
         self._check_finite("gradient", nn.utils.clip_grad_norm_(self._parameters, _MAX_GRAD_NORM))
         self._optimizer.step()
-        # The decay of the average is small at first, because otherwise the untrained weights would dominate the average
-        # for thousands of updates.
+        # The decay of the weights' moving average (EMA) is small at first, because otherwise the untrained weights
+        # would dominate the average for thousands of updates.
         ema_decay = min(recipe.ema_decay, (1 + self.update) / (10 + self.update))
         with torch.no_grad():
             torch._foreach_lerp_(self._ema, [parameter.detach() for parameter in self._parameters], 1 - ema_decay)

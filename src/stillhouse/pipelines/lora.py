@@ -183,7 +183,9 @@ def sgm_names(name: str, depth: int) -> Iterator[str]:
         yield f"middle_block_{place or 2 * index}_{rest}"
     elif kind == "downsamplers":
         yield f"input_blocks_{first + depth + 1}_0_op"
-    elif kind == "upsamplers":  # place 2 after an attention, else 1: unknown here, so both names are given
+    elif kind == "upsamplers":
+        # The number before "conv" is 2 after an attention and 1 otherwise. Both names are yielded, because it is not
+        # known here whether there is an attention.
         yield from (f"output_blocks_{first + depth}_{place}_conv" for place in (1, 2))
     else:
         yield f"{'input' if side == 'down' else 'output'}_blocks_{first + index + (side == 'down')}_{place}_{rest}"
@@ -277,7 +279,7 @@ def layer_names(layers: Iterable[str]) -> dict[str, str]:
     depths = set(Counter(block for block, _ in resnets).values())
     for name, layer in flat.items():
         names[name] = layer
-        if len(depths) == 1:  # kohya's names need blocks of equal depth (number of residual blocks)
+        if len(depths) == 1:  # kohya's names are defined only if all blocks have equally many residual blocks
             names.update(dict.fromkeys(sgm_names(name, *depths), layer))
     return names
 

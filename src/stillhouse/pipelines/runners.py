@@ -131,7 +131,7 @@ class Runners:
                 self._apply_adapters(active)
             except StillhouseError:
                 active.adapters = before
-                with suppress(StillhouseError):  # the error to raise is the first one, not that of the restoration
+                with suppress(StillhouseError):  # an error here must not replace the error that is raised below
                     self._apply_adapters(active)
                 raise
             self._adapters = active

@@ -83,7 +83,8 @@ def _weights(length: int, tile: int, downscale: int) -> list[tuple[int, Array]]:
     weights = [np.ones(side, np.float32) for _ in starts]
     for place in range(1, len(starts)):
         stride = (starts[place] - starts[place - 1]) * downscale
-        # The blend lies in the middle of the overlap, so that it is far from the edge of either tile.
+        # `first` is the pixel where the blend of two tiles begins. The blend lies in the middle of the overlap, so that
+        # it is far from the edges of both tiles.
         first = (side - stride - blend) // 2
         rising = np.clip((pixels - first) / blend, 0, 1).astype(np.float32)
         weights[place] *= rising

@@ -84,7 +84,7 @@ class Tokenizer:
     def fits(self, text: str) -> bool:
         """Return whether the text encoder reads the whole text, so that nothing is cut off."""
         limit = self.length - self._special_tokens
-        # A token has at least one byte, so a short text fits, and its tokens need not be counted.
+        # A token has at least one byte, so a text of at most `limit` bytes fits, and its tokens need not be counted.
         if len(text.encode()) <= limit:
             return True
         return len(self.vocabulary.encode(text, add_special_tokens=False).ids) <= limit

@@ -176,8 +176,8 @@ class RateLimiter:
     def _bucket(self, client: Client, now: float) -> TokenBucket:
         day = int(now // DAY)
         if len(self.buckets) >= self._max_buckets:
-            # Where no API keys are required, every client address gets a bucket. Expired buckets are removed, so that
-            # their number does not grow without bound.
+            # Where no API keys are required, every client address gets a token bucket. Expired buckets are removed, so
+            # that their number does not grow without bound.
             self.buckets = {key: bucket for key, bucket in self.buckets.items() if bucket.keep_until > now}
             self._max_buckets = max(_MIN_BUCKETS, 2 * len(self.buckets))
         bucket = self.buckets.setdefault(client.key, TokenBucket(_capacity(client), now, day))

@@ -340,7 +340,8 @@ class Dispatcher:
 
     def _check_admission(self, request: GenerationRequest, tier: str, job: Job, worker: WorkerHandle) -> Refused | None:
         cost = worker.estimate(job)
-        # Requests whose images are being decoded have left the worker's pool of jobs, but they count as unfinished too.
+        # `handles` holds all unfinished requests of the worker, `pool.jobs` only those whose denoising is not finished.
+        # The difference is the number of requests whose images are being decoded.
         decoding = len(worker.handles) - len(worker.pool.jobs)
         max_lateness = float("inf") if request.is_background else self.settings.tiers[tier].max_lateness
         limits = AdmissionLimits(self.settings.max_queue - decoding, max_lateness, ADMISSION_MARGIN)

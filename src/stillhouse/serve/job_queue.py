@@ -173,8 +173,8 @@ class JobQueue:
     async def _store_result(self, handle: RequestHandle) -> None:
         output = await handle.result()
         state = _STATES[output.finish_reason]
-        # The end of a job that the server's shutdown interrupted is not stored, so that the job runs again after the
-        # next start of the server. `is_stored` is therefore true from the beginning.
+        # A job that the server's shutdown interrupted runs again after the next start of the server, so its result is
+        # not stored: `is_stored` is true at once, and the loop below is skipped.
         is_stored = output.error_type == "ServerShutdown"
         while not is_stored:
             # The handle stays in `handles` until the result is stored, so that the job is not dispatched twice.

@@ -220,8 +220,8 @@ def _read_figure(
     matte = np.clip((pixels - background) @ direction / max(float(direction @ direction), 1e-6), 0, 1)
     near = ndimage.binary_dilation(region, iterations=2)
     matte = np.where(near & ((labels == label) | (labels == 0)), matte, 0).astype(np.float32)
-    # The matte is empty where the median colour of the figure equals the background. The region is then used as the
-    # matte.
+    # The matte (opacity of the figure at each pixel) is empty if the median colour of the figure equals the background.
+    # The region is then used as the matte.
     if matte.sum() < 1:
         matte = region.astype(np.float32)
     shape, matte_error, x, y, radius = min((_fit_shape(shape, matte) for shape in SHAPES), key=lambda fit: fit[1])

@@ -126,8 +126,8 @@ class SocketTransport:
         """
         parts: list[bytes] = []
         while size:
-            # MSG_WAITALL reads a large message into one piece of memory. A signal may end `recv` early, so that `recv`
-            # must be repeated.
+            # With MSG_WAITALL, `recv` returns a large message in one piece. A signal may end `recv` early, so the loop
+            # calls `recv` again for the remaining bytes.
             part = self._connection.recv(size, socket.MSG_WAITALL)
             if not part:
                 raise TransportClosed("the other end of the socket is gone")

@@ -195,7 +195,7 @@ class WorkerProcess(Generic[Sent, Received]):
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                start_new_session=True,  # a session of its own keeps Ctrl-C in a terminal from the worker
+                start_new_session=True,  # in a session of its own, the worker does not get the Ctrl-C of a terminal
                 cwd=self.working_directory,
                 env={**os.environ, **self.environment} if self.environment else None,
             )

@@ -305,8 +305,8 @@ def _read_tolerance(where: str, value: object) -> Bounds:
 
 
 def _read_number(where: str, value: object, low: float, high: float) -> float:
-    # Text is accepted because YAML 1.1 reads a number without a dot, such as 1e-3, as text.
     try:
+        # A str is accepted too, because YAML 1.1 reads a number without a dot, such as 1e-3, as text.
         number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
     except (ValueError, OverflowError):
         number = math.nan

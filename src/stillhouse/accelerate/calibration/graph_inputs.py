@@ -89,8 +89,8 @@ def read_graph_inputs(graph: Path) -> GraphInputs:
     nodes = list(onnx_graph.node)
     constants = _constant_shapes(onnx_graph.initializer, nodes)
     consumers = _Consumers(nodes)
-    # The keys are first outputs of nodes, because nodes may lack a name, while the name of an output is unique in a
-    # graph.
+    # `tables` gives the number of rows of each constant table that a node looks up. Its keys are names of outputs,
+    # because nodes may have no name, while an output's name is unique in a graph.
     tables = {node.output[0]: rows for node in nodes if (rows := _lookup_rows(node, constants))}
     uses = {name: [node.output[0] for node, slot in consumers(name, _PASS_THROUGH_OPS) if slot == 1] for name in axes}
     indexed = {name: [tables[output] for output in outputs if output in tables] for name, outputs in uses.items()}

@@ -83,7 +83,7 @@ def shorten_requests(manifest: Manifest, requests: Sequence[ImageRequest]) -> li
     """
     if not is_heavy(manifest):
         return list(requests)
-    if manifest.distilled and manifest.distilled.timesteps:  # a student runs all timesteps of its training, no fewer
+    if manifest.distilled and manifest.distilled.timesteps:  # a distilled model always runs all these timesteps
         return list(requests[:1])
     return [replace(request, steps=request.steps or _SHORTENED_STEPS) for request in requests[:1]]
 

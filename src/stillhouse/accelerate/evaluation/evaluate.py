@@ -160,7 +160,8 @@ def evaluate(
         trial = replace(trial, fidelity=compare_probes(expected, outputs))
         trial = _measure_latency(trial, process, baseline, context)
         trial = _check_large_batch(trial, process, expected, context)
-        # A large batch may have crashed the process. Restart the process, because later checks use smaller batches.
+        # The check of a large batch may have crashed the process. The process is then started again, because later
+        # checks use smaller batches.
         if not process.is_alive:
             process.kill()
             process = _reopen(process.task, context, _baseline_processes(baseline))

@@ -149,8 +149,8 @@ class _PipelineSearch:
         """
         if self._matches_baseline():
             return True
-        # The networks were chosen one by one, and the pictures of all together violate a bound. The next choice is
-        # limited to networks with almost exact outputs.
+        # Each network was chosen on its own, but the pictures that all chosen networks make together violate a bound.
+        # The next choice is limited to networks with almost exact outputs (exact_only).
         self.sweep.report = replace(self.sweep.report, exact_only=True)
         return self._matches_baseline()
 
@@ -307,8 +307,8 @@ class _PipelineSearch:
         trial = self.sweep.find_trial(candidate) or self._screen(candidate)
         if trial.pictures is None or trial.status not in ("accepted", "skipped"):
             return False
-        # Scoring many pictures takes long, so options pass only if few pictures have a high PSNR, or if nothing is
-        # scored.
+        # Scoring many pictures takes long. This first check of few pictures therefore requires a high PSNR, except for
+        # models whose pictures have no score.
         return trial.pictures.score is None or trial.pictures.psnr >= _MIN_SCREENING_PSNR
 
     def _screen(self, candidate: Candidate) -> Trial:

@@ -71,7 +71,8 @@ def apply_choice(directory: Path, report: Report) -> None:
         else None
     )
     if defaults.cache_interval > 1 and step_cache is None:
-        # Turn feature caching off, because this denoiser is not split in two graphs, which caching needs.
+        # A cache_interval of 1 turns feature caching off. Caching needs a denoiser that is split in two graphs, and
+        # this denoiser is not split.
         defaults = replace(defaults, cache_interval=1)
     chosen = replace(
         original,
@@ -106,7 +107,8 @@ def _tuning_record(directory: Path, report: Report) -> Tuned:
             _write_verify_file(directory / path, directory / TRIALS / name / PROBES_FILE, outputs)
         probes[name] = f"{VERIFY_FOLDER}/{name}.npz"
         others = [trial for trial in pareto_front(report.trials_of(name)) if trial.candidate.key != report.chosen[name]]
-        # Candidates with tiles are no alternatives: the tile size is a setting of the pipeline, not of a network.
+        # Candidates with the option "tile" are left out, because an alternative replaces a single network, while the
+        # tile size is a setting of the whole pipeline.
         others = [trial for trial in others if "tile" not in trial.candidate.options]
         baseline_trial = report.trial(name, baseline)
         ordered = [*[trial for trial in others if trial != baseline_trial][:MAX_ALTERNATIVES], baseline_trial]
@@ -185,8 +187,8 @@ def remove_leftovers(directory: Path, report: Report) -> None:
         baseline = report.baselines.get(name)
         for trial in report.trials_of(name):
             is_baseline = trial.candidate.key == baseline
-            # Keep the baseline's pictures for a resumed run, because generating them again takes minutes on a large
-            # model.
+            # The baseline's pictures are kept while the run can be resumed, because generating them again takes minutes
+            # on a large model.
             if not (is_baseline and report.is_resumable):
                 (folder / trial.candidate.key / PICTURES_FILE).unlink(missing_ok=True)
             if not is_baseline:

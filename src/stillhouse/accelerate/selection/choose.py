@@ -124,8 +124,8 @@ def _throughput(trial: Trial) -> tuple[float, float]:
 def _memory(trial: Trial) -> tuple[float, float]:
     peak = float(trial.peak_bytes or float("inf"))
     if trial.candidate.component == PIPELINE:
-        # The peak is rounded, because pipelines that differ only in sampling options run the same networks, so that
-        # their peaks differ only by noise.
+        # The peak is rounded up to whole units of _MEMORY_TIE_BYTES, so that peaks that differ only by noise become
+        # equal: pipelines that differ only in sampling options run the same networks.
         peak = math.ceil(peak / _MEMORY_TIE_BYTES) if math.isfinite(peak) else peak
     return peak, _latency(trial)
 

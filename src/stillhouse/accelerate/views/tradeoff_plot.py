@@ -14,8 +14,8 @@ from stillhouse.accelerate.views.formatting import format_psnr, format_speedup, 
 from stillhouse.accelerate.views.rows import ReportRow
 from stillhouse.measure import fidelity, image_metrics
 
-# Width of a letter, height of a line and radius of a mark in SVG units, and maximum letters of a label. The letter is
-# wider than those of common fonts, so that labels do not overlap in any font.
+# Width of a letter, height of a line and radius of a mark in SVG units, and maximum letters of a label. Letters of
+# common fonts are narrower than this width, so that labels do not overlap in any font.
 _LETTER, _LINE, _MARK_RADIUS, _MAX_LABEL = 7.6, 17, 10, 56
 
 _Coordinate: TypeAlias = tuple[float, float]
@@ -217,7 +217,8 @@ def _place_labels(marks: Sequence[TradeoffMark], lines: Sequence[_Box]) -> tuple
     labels: dict[int, MarkLabel] = {}
     labelled = [number for number, mark in enumerate(marks) if mark.row.chosen or mark.row.baseline or mark.on_front]
     for number in sorted(labelled, key=lambda number: (not marks[number].row.chosen, not marks[number].row.baseline)):
-        # A label never covers marks or labels, and crosses a line of the plot only if each free position crosses one.
+        # In a free position, the label covers no mark and no other label. Among the free positions, one where the label
+        # crosses no line of the plot is preferred.
         free_positions = [position for position in _label_positions(marks[number]) if _is_free(position.box, occupied)]
         label = next(
             (position for position in free_positions if _is_free(position.box, lines)),

@@ -186,8 +186,8 @@ def _set_cell(cell: "Cell | MergedCell", value: CellValue) -> None:
         cell.value = value
         return
     cell.value = text = printable(value)
-    # The type "s" stores a string, even if the text begins like a formula. `quotePrefix` keeps it a string when a user
-    # edits the cell.
+    # The data type "s" stores the text as a string, even if the text begins like a formula. `quotePrefix` keeps the
+    # string from becoming a formula when a user edits the cell.
     cell.data_type = "s"
     cell.quotePrefix = text[:1] in ("=", "+", "-", "@")
 

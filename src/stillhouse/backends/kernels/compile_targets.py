@@ -48,7 +48,8 @@ def compile_kernel(case: CompileCase, capability: int) -> bytes:
             "Triton interprets kernels in this process, so none can be compiled",
             fix="start a process without TRITON_INTERPRET",
         )
-    # Pointers get the hint that torch aligns tensors to 16 bytes, so that kernels read several elements at once.
+    # `aligned` tells Triton that each pointer is divisible by 16, because torch aligns tensors to 16 bytes. Compiled
+    # kernels can then read several elements at once.
     aligned = {
         (place,): [["tt.divisibility", 16]]
         for place, name in enumerate(case.function.arg_names)

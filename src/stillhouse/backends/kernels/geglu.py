@@ -47,16 +47,17 @@ def _geglu(
     BLOCK: tl.constexpr,  # noqa: N803
 ):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    if WIDE:  # only for large tensors, since dividing 64-bit indices takes longer than reading the elements
+    if WIDE:  # 64-bit indices only for large tensors, since dividing 64-bit integers takes longer than the loads
         at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < count
-    # A block may cross rows, so that no program has an unused tail where `columns` is no power of two.
+    # The row (at // columns) and column (at % columns) come from the flat index `at`, so that a block may cross rows. A
+    # block for each row would waste lanes where `columns` is no power of two.
     first = at // columns * (2 * columns) + at % columns
     value = tl.load(x + first, mask=inside, other=0.0).to(tl.float32)
     gate = tl.load(x + first + columns, mask=inside, other=0.0).to(tl.float32)
     if TANH:
-        # gelu(g) = g (1 + tanh(y)) / 2 with y = sqrt(2 / pi) (g + 0.044715 g^3). A sigmoid replaces tanh, since
-        # (1 + tanh(y)) / 2 = sigmoid(2 y).
+        # gelu(g) = g (1 + tanh(y)) / 2 with y = sqrt(2 / pi) (g + 0.044715 g^3). A sigmoid replaces tanh, because
+        # sigmoid(2 y) is (1 + tanh(y)) / 2. The factor 1.5957691216057308 is 2 sqrt(2 / pi).
         gelu = gate * tl.sigmoid(1.5957691216057308 * (gate + 0.044715 * gate * gate * gate))
     elif HALF:
         gelu = gate * _normal_cdf(gate)
@@ -68,7 +69,7 @@ def _geglu(
 @triton.jit
 def _normal_cdf(x):
     """Return the normal cumulative distribution at x, computed from the smaller tail, so that no digits cancel."""
-    t = 1.0 / (1.0 + 0.23164188911 * tl.abs(x))  # 0.3275911 / sqrt(2), since the formula takes x / sqrt(2)
+    t = 1.0 / (1.0 + 0.23164188911 * tl.abs(x))  # 0.3275911 / sqrt(2), since erf is computed at x / sqrt(2)
     rest = 1.421413741 + t * (-1.453152027 + t * 1.061405429)
     tail = 0.5 * t * (0.254829592 + t * (-0.284496736 + t * rest)) * tl.exp(-0.5 * x * x)
     return tl.where(x < 0, tail, 1.0 - tail)

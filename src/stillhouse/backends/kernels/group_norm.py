@@ -224,8 +224,8 @@ def _normalize_tiles(
     channel = tl.program_id(1) * used + lane
     lane_mask = (lane < used) & (channel < channels)
 
-    # The first tile and the weights are loaded before the moments are used, so that no load waits for another one. Most
-    # programs have only this tile.
+    # `begin` is the first pixel of this program's first tile. The tile, weight and bias are loaded before the moments
+    # are combined, so that no load waits for this computation. Most programs have no other tile.
     begin = program % tiles * tile_pixels
     end = tl.minimum(begin + tile_pixels, pixels)
     row = begin + tl.arange(0, ROWS)
@@ -546,13 +546,14 @@ def cases() -> Iterator[CompileCase]:
                 types = {**tensors, **moment_types, **of_parts, "tiles": "i32", "tile_pixels": "i32", "eps": "fp32"}
                 label = f"group_norm {name} {channels}{' silu' if silu else ''}"
                 yield from compile_cases(_normalize_tiles, label, types, constants)
-            # After `_join_moments` the number of parts is 1, and Triton compiles an argument of 1 as a constant.
+            # `parts`, the number of partial moments, is 1 after `_join_moments`. This case is compiled too, because
+            # Triton turns an argument of 1 into a constant.
             constants = {**moments, "SILU": True, "PARTS": 1, "parts": 1}
             types = {argument: kind for argument, kind in types.items() if argument != "parts"}
             yield from compile_cases(_normalize_tiles, f"group_norm {name} {channels} of one part", types, constants)
         types = {**moment_types, "mean": "*fp32", "square": "*fp32", **of_parts}
         joined = {"groups": 32, "group": 4, "PARTS": _MOST_PARTS, "GROUPS": _JOINED_GROUPS}
-        if name == "fp32":  # one dtype suffices, since moments are float32 for inputs of all dtypes
+        if name == "fp32":  # compiled once, since moments are float32 for inputs of all dtypes
             yield from compile_cases(_join_moments, "group_norm joined", types, joined)
         for channels, pixels in ((1280, 64), (640, 1024), (1280, 1024)):
             group = channels // 32

@@ -49,7 +49,8 @@ def _guided_step(
     picture = tl.program_id(1).to(tl.int64)
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
-    # Addresses are computed before the loads, so that no load waits for another one.
+    # `base_row` is loaded first, because the address of `base` below depends on it. The loads in between do not wait
+    # for `base_row`.
     base_row = 2 * picture if PAIRED else tl.load(rows + (1 + TERMS) * picture).to(tl.int64)
     table = weights + (5 + TERMS) * picture
     here = tl.load(z + picture * size + at, mask=inside, other=0.0).to(tl.float32)
@@ -60,9 +61,9 @@ def _guided_step(
     x0_weight = tl.load(table + 4)
     base = tl.load(output + base_row * size + at, mask=inside, other=0.0).to(tl.float32)
     guided = base
-    # Multiply-adds are fused explicitly (tl.fma), since a compiler may fuse in one variant of the kernel and not in
-    # another, and a picture must not depend on its batch. A guidance term that a picture lacks (weight 0) is skipped,
-    # not added as zero.
+    # The loop adds the guidance terms. tl.fma fuses each multiplication with its addition: otherwise the compiler might
+    # fuse in one variant of the kernel only, and a picture would depend on its batch. A term of weight 0, which the
+    # picture lacks, is skipped.
     for term in tl.static_range(TERMS):
         row = base_row + 1 if PAIRED else tl.load(rows + (1 + TERMS) * picture + 1 + term).to(tl.int64)
         weight = tl.load(table + 5 + term)

@@ -13,7 +13,8 @@ from torch import Tensor
 from stillhouse.backends.torch_device import GPU_LOCK
 from stillhouse.errors import UnsupportedPrecision
 
-# 1 allows fused multiply-adds, as is the default until Triton 3.9. Triton 3.9 warns where the variable is not set.
+# The value 1 lets Triton fuse multiplications with additions, as older versions do by default. The variable is set
+# because Triton 3.9 warns where it is not set.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether Triton interprets kernels in Python on the CPU, as the environment said when this module was imported."""

@@ -63,7 +63,8 @@ def _layer_norm(
     lane_mask = column < columns
     inside = (row < rows)[:, None] & lane_mask[None, :]
     at = row.to(tl.int64)[:, None] * columns + column[None, :]
-    # All loads come before the first sum, since a sum makes all lanes wait.
+    # All inputs are loaded before the first tl.sum, since a sum makes all lanes wait, and a load after it would start
+    # late.
     value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     gain = tl.load(weight + column, mask=lane_mask, other=0.0).to(tl.float32)
     shift = tl.load(bias + column, mask=lane_mask, other=0.0).to(tl.float32)

@@ -123,7 +123,8 @@ def encode_caption(pipeline: Pipeline, text: str) -> DenoiserInputs:
 
     The embedding of the guidance scale is left out.
     """
-    # Scale 1 avoids encoding a negative prompt. A distilled teacher gets None (its default), as it may refuse scale 1.
+    # At guidance scale 1 no negative prompt is encoded, which saves time. A distilled teacher gets None (its default
+    # scale), as it may refuse scale 1.
     unguided = None if pipeline.manifest.distilled else 1.0
     trajectory = pipeline.start(ImageRequest(text, guidance=unguided))
     return inputs_to_f16(inputs_to_numpy(pipeline, trajectory.branches[CONDITIONAL].inputs))

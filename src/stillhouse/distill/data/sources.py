@@ -26,8 +26,8 @@ def dataset_key(manifest: Manifest, settings: DistillSettings) -> str:
     `manifest` is the teacher's; `settings` name the data.
     """
     parts = [files_checksum(manifest), _data_description(settings), settings.samples, settings.seed]
-    # Trajectories depend on guidance, step counts and task too, because they hold the teacher's guided latents at the
-    # first student's noise levels.
+    # The settings above determine all kinds of data. The latents of trajectories were also sampled with the guidance
+    # range, the first two step counts and the task, so the hash covers these settings.
     if settings.method == TRAJECTORIES:
         parts += [*settings.guidance, *settings.step_counts[:2], settings.task]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]

@@ -117,7 +117,8 @@ class TrajectoryDataset:
         """
         if device.type != "cuda":
             return self
-        # The teacher's sampling has left memory in torch's cache, which `mem_get_info` would count as used.
+        # The teacher's sampling has left memory in torch's cache. The cache is emptied, because `mem_get_info` would
+        # count this memory as used.
         torch.cuda.empty_cache()
         size = sum(tensor.numel() * tensor.element_size() for tensor in (self.latents, *self.text_inputs.values()))
         if 2 * size > torch.cuda.mem_get_info(device)[0]:
@@ -283,7 +284,7 @@ def generate_trajectories(
     each = 2 if plan.edit_grids else 1
     last = -(-plan.count // each)
     teacher = _BatchedTeacher(pipeline, plan.batch_size)
-    # Inference backends round differently for batches of other sizes. Batches therefore start at multiples of the batch
+    # Inference backends round differently for different batch sizes. Batches therefore start at multiples of the batch
     # size, so that a resumed run computes each trajectory in the same batch as an uninterrupted run.
     for number in range(start // each // plan.batch_size * plan.batch_size, last, plan.batch_size):
         rngs = [

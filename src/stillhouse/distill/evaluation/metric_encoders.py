@@ -74,7 +74,7 @@ def open_clip(directory: Path) -> Callable[[Sequence[Picture], Sequence[str]], N
             pixels = torch.from_numpy(np.stack([preprocess(picture) for picture in pictures[part]]))
             with torch.inference_mode():
                 output = model(input_ids=ids, pixel_values=pixels)
-            # The dot product is the cosine, because CLIP returns normalised embeddings.
+            # The dot product is the cosine similarity, because CLIP returns embeddings of length 1.
             cosines = (output.image_embeds * output.text_embeds).sum(-1)
             scores.append(100 * cosines.clamp(min=0).double().numpy())
         return np.concatenate(scores)

@@ -208,8 +208,8 @@ def train_chain(
         result = run.fit(stage)
         if not result.is_done:
             break
-        # The next student starts from this student, including its LoRA weights. One set of LoRA weights therefore holds
-        # the whole difference between the last student and the first teacher.
+        # `before` is the network that the next student starts from: this student with its LoRA weights. One set of LoRA
+        # weights therefore holds the whole difference between the last student and the first teacher.
         before = freeze(stage.student)
         if plan.name == GUIDANCE:
             first = before

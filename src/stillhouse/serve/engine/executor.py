@@ -159,8 +159,8 @@ def measure_latency_curve(
     """
     request = replace(default_request(pipeline.manifest, batch_key.width, batch_key.height), cache_interval=1)
     if pipeline.manifest.distilled is None:
-        # Without guidance an image takes one row of a batch. Distilled pipelines always take one row, and may refuse
-        # guidance 1.
+        # Guidance 1 turns guidance off, so that an image takes one row of a batch. Distilled pipelines are left out,
+        # because they always take one row and may refuse guidance 1.
         request = replace(request, guidance=1.0)
     seconds: dict[int, float] = {}
     for rows in batches or pipeline.batch_sizes or BATCHES:
@@ -175,10 +175,10 @@ def measure_latency_curve(
         if rows > 2 and LatencyCurve(seconds).saturation_rows < rows:
             break
     image_seconds = 0.0
-    with suppress(StillhouseError, KeyError):  # a pipeline without an image encoder cannot encode; its time stays 0
+    with suppress(StillhouseError, KeyError):  # without an image encoder the block fails, and image_seconds stays 0
         image = np.full((batch_key.height, batch_key.width, 3), 127, np.uint8)
         image_seconds = _median_seconds(calls, pipeline.encode_image, lambda: image)
-    # Each call gets a prompt of its own, because encoded prompts are cached.
+    # Each call that is timed gets a new prompt, because a prompt that was encoded before comes from the cache.
     texts = (replace(request, prompt=f"new {number}") for number in count())
     text_seconds = _median_seconds(calls, pipeline.start, partial(next, texts))
     text_seconds = max(

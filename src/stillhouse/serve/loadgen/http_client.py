@@ -181,7 +181,8 @@ class _Exchange(asyncio.Protocol):
         self._is_framed = self._has_head = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # The cast is needed because not every event loop's transport is a subclass of asyncio.Transport.
+        # asyncio declares `transport` as BaseTransport, which has no `write`. A cast is used and no isinstance check,
+        # because the transports of some event loops are no subclasses of asyncio.Transport.
         cast(asyncio.Transport, transport).write(self._content)
 
     def data_received(self, data: bytes) -> None:
@@ -191,7 +192,8 @@ class _Exchange(asyncio.Protocol):
             self._end(NO_HTTP)
 
     def connection_lost(self, error: Exception | None) -> None:
-        # A body without a length is complete when the server closes the connection.
+        # A response whose headers give no length of the body (not _is_framed) is complete when the server closes the
+        # connection without an error.
         is_whole = self._has_head and not self._is_framed and error is None
         self._end(self._parser.get_status_code() if is_whole else CUT_OFF)
 

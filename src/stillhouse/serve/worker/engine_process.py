@@ -123,7 +123,8 @@ class Worker:
         if self._steps and began - self._unreported_since >= REPORT_SECONDS:
             self._send()
         if any(job.index == 1 for job in step.jobs):
-            # The first step of a job may open networks, and these may exceed the memory limit.
+            # The first step of a job may open networks, which may exceed the memory limit. `evict` then unloads
+            # pipelines that were not used recently.
             self.pipelines.evict()
 
     def _step_stats(self, step: StepOutput) -> StepStats:
@@ -233,6 +234,5 @@ def _open_pipeline(config: WorkerConfig, name: str) -> Pipeline:
 
 if __name__ == "__main__":
     main()
-    # A usual exit could block, because runtimes may wait for their threads. `os._exit` ends the process at once, and no
-    # output is lost.
+    # `os._exit` ends the process at once. A normal exit could block, because runtimes may wait for their threads.
     os._exit(0)

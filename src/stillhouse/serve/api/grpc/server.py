@@ -34,7 +34,8 @@ async def open_grpc(service: Service, host: str, port: int) -> tuple[aio.Server,
         options=[
             ("grpc.max_receive_message_length", min(parse_size(service.settings.max_body), http.MAX_JSON_BODY)),
             ("grpc.max_send_message_length", MAX_RESPONSE_BYTES),
-            # Port sharing is disabled, because two servers could listen on one port and each get some of the calls.
+            # Port sharing is disabled, because otherwise two servers could listen on one port, and each would get some
+            # of the calls.
             ("grpc.so_reuseport", 0),
         ]
     )

@@ -30,8 +30,8 @@ MAX_PREVIEWS = 10
 MAX_TIMEOUT = 10**13
 """Largest accepted value of the request parameter `timeout` in microseconds, about four months."""
 _SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
-# Clients may send triton_enable_empty_final_response, which asks Triton for an extra, empty final response. It has no
-# effect here, because the image is always the final response.
+# Clients may send triton_enable_empty_final_response, which asks Triton for an extra, empty final response. The
+# parameter is allowed, but has no effect here, because the image is always the final response.
 _PARAMETERS = ("timeout", "previews", "priority", *_SEQUENCE, "triton_enable_empty_final_response")
 
 
