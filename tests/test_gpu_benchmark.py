@@ -37,7 +37,7 @@ def test_everything_runs_on_a_processor_and_becomes_tables() -> None:
     ]
     exported, missing = document["engines"]
     assert exported["sqnr"] > 80 and exported["step"]["runs"] == 1
-    assert missing["reason"] == "the package is not installed: pip install tensorrt"
+    assert missing["reason"] == "the package tensorrt is not installed: pip install tensorrt"
     assert len(document["batching"]) == 6 and all(0 <= row["in_time"] <= 1 for row in document["batching"])
     for table, rows in (
         (tables.kernels_table, document["kernels"]),

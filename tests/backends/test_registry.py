@@ -45,7 +45,7 @@ def test_torch_is_described_without_being_imported() -> None:
 @pytest.mark.parametrize(
     ("package", "reason"),
     [
-        ("torch", "the package is not installed"),
+        ("torch", "the package torch is not installed"),
         ("diffusers", "the backend needs diffusers: pip install 'stillhouse[train]'"),
     ],
 )

@@ -171,7 +171,7 @@ def test_settings_that_are_not_known_are_refused(tmp_path: Path) -> None:
         ({"batches": "some"}, "no batches 'some'; allowed: apart, together"),
         (
             {"axes": "rows=1-4", "graphs": "cuda"},
-            "graphs is 'cuda', but axes lets lengths of inputs change; allowed: graphs, or axes",
+            "graphs is 'cuda', but axes lets lengths of inputs change; allowed: only one of the settings",
         ),
         ({"axes": "rows=1-4", "batches": "together"}, "batches is 'together', but axes lets lengths of inputs change"),
         ({"graphs": "yes"}, "no graphs 'yes'"),

@@ -528,7 +528,7 @@ def test_a_text_graph_that_does_not_tell_its_layer_is_refused(exported: Exported
     model = onnx.load(graph, load_external_data=False)
     model.graph.node[-1].op_type = "RMSNormalization"
     graph.write_bytes(model.SerializeToString())
-    with pytest.raises(BackendFailed, match="does not show which layer its states come from; import"):
+    with pytest.raises(BackendFailed, match="come from the last layer or the one before; import"):
         open_runner(graph, "torch")
 
 

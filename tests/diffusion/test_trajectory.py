@@ -316,7 +316,7 @@ def test_batches_without_meaning_are_refused() -> None:
         ),
         ({"guidance_interval": (0.0, 2.0)}, "the end of guidance_interval is 2.0"),
         ({"eta": 2.0}, "eta is 2.0"),
-        ({"eta": 0.5, "sampler": "heun"}, "eta is 0.5 with sampler heun; allowed: eta with sampler ddim"),
+        ({"eta": 0.5, "sampler": "heun"}, "eta is 0.5 with sampler heun; allowed: eta 0, or sampler ddim"),
         ({"seed": -1}, "seed is -1"),
         ({"prediction": "epsilon"}, "an epsilon network at pure noise, where"),
     ],

@@ -333,8 +333,8 @@ def test_every_field_of_version_1_is_read() -> None:
     [
         ({"defaults": {**VERSION_1["defaults"], "steps": 4}}, "was edited: its checksum"),
         ({"defaults": {**VERSION_1["defaults"], "step": 4}}, r"\$.defaults.step is not known here; allowed: steps"),
-        ({"components": []}, "is broken: the document cannot be read as version 1"),
-        ({"tokenizers": []}, "is broken: the document cannot be read as version 1"),
+        ({"components": []}, "is broken: the document cannot be read as a manifest of version 1"),
+        ({"tokenizers": []}, "is broken: the document cannot be read as a manifest of version 1"),
     ],
 )
 def test_a_broken_manifest_of_version_1(tmp_path: Path, change: dict[str, Any], message: str) -> None:

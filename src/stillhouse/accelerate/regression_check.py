@@ -65,7 +65,10 @@ def check_regression(directory: Path, report: Report, threads: int | None = None
         PipelineError: the report has no choice, or recorded inputs or a graph are missing from the directory.
     """
     if not report.chosen:
-        raise PipelineError(f"nothing was chosen in {directory}", fix="run `stillhouse choose` with other bounds")
+        raise PipelineError(
+            f"nothing was chosen in {directory}: no choice is within the bounds",
+            fix="run `stillhouse choose` with other bounds",
+        )
     directory, threads = directory.absolute(), threads or report.threads
     for component, key in report.chosen.items():
         if component not in report.baselines or component == PIPELINE or report.chosen_student:

@@ -223,7 +223,7 @@ def bind_axes(shapes: Mapping[str, Sequence[int]], axes: Mapping[str, Axes]) -> 
         if len(shape) != len(axes[name]) or not all(map(_axis_fits, axes[name], shape, [lengths] * len(shape))):
             raise InvalidRequest(
                 f"input {name!r} has shape {_format_shape(shape)}",
-                allowed=f"{_format_shape(axes[name])}, no length of 0, and one length for each name in all inputs",
+                allowed=f"{_format_shape(axes[name])}, lengths of 1 or more, and one length for each name of an axis",
             )
     return lengths
 

@@ -80,7 +80,9 @@ def read_signature(path: Path, *, external: bool = True) -> Signature:
 
 def _check_external(path: Path, name: str, size: int) -> None:
     if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise PipelineError(f"{path} points to {name!r}, outside its own directory", fix=_RESTORE_OR_EXPORT_AGAIN)
+        raise PipelineError(
+            f"{path} names the weights file {name!r}, outside its own directory", fix=_RESTORE_OR_EXPORT_AGAIN
+        )
     file = path.parent / name
     if not file.is_file():
         raise PipelineError(f"{file}, which holds weights of {path.name}, is missing", fix=_RESTORE_OR_EXPORT_AGAIN)

@@ -245,7 +245,7 @@ def status(name: str = "tensorrt") -> BackendStatus:
         RuntimeMissing: TensorRT is not installed.
     """
     if find_spec(MODULES[name]) is None:
-        raise RuntimeMissing("the package is not installed", fix=install_command(name))
+        raise RuntimeMissing(f"the package {name} is not installed", fix=install_command(name))
     devices = tuple(f"cuda:{index}" for index in range(len(find_gpus())))
     reason = None if devices else f"there is no GPU: {no_gpu_reason()}"
     return BackendStatus(name, version(name), devices, (_AS_WRITTEN,) if devices else (), reason, install_command(name))
@@ -271,15 +271,17 @@ def _settings(settings: Mapping[str, str]) -> _TensorRTSettings:
     ranges = _parse_ranges(settings["axes"]) if "axes" in settings else {}
     if ranges and chosen["graphs"] != "none":  # each shape would need a CUDA graph and a context of its own
         raise InvalidRequest(
-            "graphs is 'cuda', but axes lets lengths of inputs change", allowed="graphs, or axes, not both"
+            "graphs is 'cuda', but axes lets lengths of inputs change",
+            allowed="only one of the settings graphs and axes",
         )
     if ranges and chosen["batches"] != "apart":
         raise InvalidRequest(
-            "batches is 'together', but axes lets lengths of inputs change", allowed="batches, or axes, not both"
+            "batches is 'together', but axes lets lengths of inputs change",
+            allowed="only one of the settings batches and axes",
         )
     device = settings.get("device", CUDA)
     if device_kind(device) != CUDA:
-        raise InvalidRequest(f"device is {device!r}", allowed="cuda, cuda:1")
+        raise InvalidRequest(f"device is {device!r}", allowed="cuda, cuda:1 (the GPU with index 1) and so on")
     return _TensorRTSettings(**chosen, device=device, ranges=ranges)
 
 
@@ -497,7 +499,9 @@ def _dtype(engine: Any, runtime: Any, name: str) -> str:
     kind = engine.get_tensor_dtype(name)
     dtype = next((dtype for member, dtype in _DTYPES.items() if kind == getattr(runtime.DataType, member)), None)
     if dtype is None:
-        raise BackendFailed(f"tensor {name!r} is of {kind}, which NumPy has no type for")
+        raise BackendFailed(
+            f"tensor {name!r} is of {kind}, which NumPy has no type for", fix="export the graph with another type"
+        )
     return dtype
 
 

@@ -43,8 +43,8 @@ class ShapeRange:
     def __post_init__(self) -> None:
         if not len(self.minimum) == len(self.optimum) == len(self.maximum):
             raise InvalidRequest(
-                f"the shapes {self.minimum}, {self.optimum}, {self.maximum} differ in rank",
-                allowed="shapes of one rank",
+                f"minimum {self.minimum}, optimum {self.optimum} and maximum {self.maximum} differ in rank",
+                allowed="three shapes of the same rank",
             )
         for axis, lengths in enumerate(zip(self.minimum, self.optimum, self.maximum, strict=True)):
             if not 1 <= lengths[0] <= lengths[1] <= lengths[2]:
@@ -114,7 +114,10 @@ def shape_ranges(
             raise InvalidRequest(f"the shape for input {name!r} has rank {len(shape)}", allowed=f"rank {len(axes)}")
         for length, axis in zip(shape, axes, strict=True):
             if isinstance(axis, int) and length != axis:
-                raise InvalidRequest(f"the shape for input {name!r} is {list(shape)}", allowed=str(list(axes)))
+                raise InvalidRequest(
+                    f"the shape for input {name!r} is {list(shape)}",
+                    allowed=f"{list(axes)}, where numbers are fixed lengths",
+                )
         minimum, maximum = (
             tuple(ranges.get(str(axis), (length, length))[bound] for axis, length in zip(axes, shape, strict=True))
             for bound in (0, 1)

@@ -198,7 +198,7 @@ def status() -> BackendStatus:
         RuntimeMissing: torch, diffusers or a package that they need is not installed.
     """
     if _NAME in (missing := _missing_packages()):
-        raise RuntimeMissing("the package is not installed", fix=install_command(_NAME))
+        raise RuntimeMissing(f"the package {_NAME} is not installed", fix=install_command(_NAME))
     if missing:
         raise RuntimeMissing(f"the backend needs {', '.join(missing)}: {install_command(_NAME)}")
     devices = (CPU, *(f"{CUDA}:{index}" for index in range(len(find_gpus()) if cuda_build_version() else 0)))
@@ -226,15 +226,18 @@ def _settings(settings: Mapping[str, str]) -> dict[str, str]:
         )
     if "none" not in (chosen["graphs"], chosen["offload"]):
         raise InvalidRequest(
-            "graphs cannot be used with offload, which moves the weights", allowed="graphs, or offload, not both"
+            "graphs cannot be used with offload, which moves the weights",
+            allowed="only one of the settings graphs and offload",
         )
     if chosen["offload"] != "none" and chosen["kernels"] != "none":
         raise InvalidRequest(
             "fused kernels, which read the weights, cannot be used with offload",
-            allowed="kernels, or offload, not both",
+            allowed="only one of the settings kernels and offload",
         )
     if chosen["offload"] != "none" and chosen["quantize"] != "none":
-        raise InvalidRequest("quantize cannot be used with offload", allowed="quantize, or offload, not both")
+        raise InvalidRequest(
+            "quantize cannot be used with offload", allowed="only one of the settings quantize and offload"
+        )
     if chosen["qkv"] == "joined" and chosen["attention"] in ("vanilla", "sliced"):
         raise InvalidRequest(
             f"qkv is 'joined' with attention {chosen['attention']}", allowed=f"sdpa, {', '.join(_KERNELS)}"

@@ -72,7 +72,8 @@ class KernelAttnProcessor:
             return masked
         if attention_mask is not None:
             raise InvalidRequest(
-                "an attention kernel that was chosen by name got a mask", allowed="no mask, as in denoisers"
+                "an attention mask was given to a kernel that takes none",
+                allowed="calls without a mask, as in denoisers",
             )
         heads = (
             part.reshape(*part.shape[:-1], attn.heads, -1).transpose(1, 2)

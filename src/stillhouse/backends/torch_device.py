@@ -57,7 +57,7 @@ def device_kind(device: str) -> str:
     'cuda'
     """
     if not _DEVICE.fullmatch(device):
-        raise InvalidRequest(f"device is {device!r}", allowed="cpu, cuda, cuda:1")
+        raise InvalidRequest(f"device is {device!r}", allowed="cpu, cuda, cuda:1 (the GPU with index 1) and so on")
     return device.partition(":")[0]
 
 

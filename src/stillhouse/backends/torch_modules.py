@@ -225,5 +225,8 @@ def _is_penultimate(graph: Path) -> bool:
     nodes = onnx.load(graph, load_external_data=False).graph.node
     operators = [node.op_type for node in nodes if "last_hidden_state" in node.output]
     if operators not in (["LayerNormalization"], ["Add"]) or not any(n.op_type == "LayerNormalization" for n in nodes):
-        raise BackendFailed(f"{graph} does not show which layer its states come from", fix="import the pipeline again")
+        raise BackendFailed(
+            f"{graph} does not show whether its hidden states come from the last layer or the one before",
+            fix="import the pipeline again",
+        )
     return operators == ["Add"]

@@ -182,4 +182,4 @@ def _find(name: str, layout: Mapping[str, StoredTensor], weights: Path, prefix: 
     for key in (name, f"{prefix}{name}", name.removeprefix(prefix)):
         if key in layout and layout[key].dtype in STORED:
             return layout[key]
-    raise ImportFailed(f"{weights.name} has no weights for {name}", allowed=f"tensors of {', '.join(STORED)}")
+    raise ImportFailed(f"{weights.name} has no weights for {name} in an allowed type", allowed=", ".join(STORED))

@@ -98,7 +98,10 @@ def _spacing(config: Mapping[str, Any], name: str) -> Spacing:
 def _sigmas(config: Mapping[str, Any]) -> SigmaSpacing:
     for setting in ("use_beta_sigmas", "use_flow_sigmas", "use_lu_lambdas"):
         if config.get(setting):
-            raise ImportFailed(f"the scheduler sets {setting}", allowed="use_karras_sigmas, use_exponential_sigmas")
+            raise ImportFailed(
+                f"the scheduler sets {setting}",
+                allowed="use_karras_sigmas, use_exponential_sigmas, or none of these settings",
+            )
     if config.get("use_karras_sigmas"):
         return "karras"
     return "exponential" if config.get("use_exponential_sigmas") else "schedule"

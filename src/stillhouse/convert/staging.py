@@ -25,7 +25,9 @@ def staged(target: Path, *, force: bool) -> Iterator[Path]:
     check_target(target, force)
     if target == Path.cwd():
         raise ImportFailed(
-            f"{target} is the current directory", allowed="another directory", fix="name a directory in it"
+            f"{target} is the current directory",
+            allowed="another directory",
+            fix="name a directory inside the current one",
         )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -50,7 +50,7 @@ class SamplingPlan:
         check_integer("seed", self.seed, 0, MAX_SEED)
         check_cache_interval(self.cache_interval)
         if self.eta and sampler.eta is not None:
-            raise InvalidRequest(f"eta is {self.eta} with sampler {self.sampler}", allowed="eta with sampler ddim")
+            raise InvalidRequest(f"eta is {self.eta} with sampler {self.sampler}", allowed="eta 0, or sampler ddim")
         if self.prediction == "epsilon" and self.grid.levels[0].alpha == 0:
             raise InvalidRequest(
                 "the first step evaluates an epsilon network at pure noise, where the predicted noise says nothing "

@@ -48,7 +48,9 @@ def compare_tensors(reference: NDArray[Any], other: NDArray[Any]) -> Fidelity:
     20.0
     """
     if reference.shape != other.shape:
-        raise ValueError(f"shapes differ: {list(reference.shape)} and {list(other.shape)}")
+        raise ValueError(
+            f"the tensors have shapes {list(reference.shape)} and {list(other.shape)}; both need the same shape"
+        )
     wide, wide_other = reference.astype(np.float64), other.astype(np.float64)
     finite = np.isfinite(wide)
     ref, oth = wide[finite], wide_other[finite]

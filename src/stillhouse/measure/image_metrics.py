@@ -81,9 +81,13 @@ def difference_image(reference: Picture, other: Picture, gain: float = 4) -> Pic
 
 def _check(reference: Picture, other: Picture) -> None:
     if reference.shape != other.shape:
-        raise ValueError(f"sizes differ: {list(reference.shape)} and {list(other.shape)}")
+        raise ValueError(
+            f"the pictures have shapes {list(reference.shape)} and {list(other.shape)}; both need the same shape"
+        )
     if not reference.size:
-        raise ValueError(f"the pictures are without pixels: their shape is {list(reference.shape)}")
+        raise ValueError(
+            f"the pictures are without pixels: their shape is {list(reference.shape)}; allowed: sides from 1 pixel"
+        )
 
 
 def _gaussian_window(length: int) -> NDArray[np.float64]:

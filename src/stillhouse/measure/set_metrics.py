@@ -110,7 +110,8 @@ def _matrix_sqrt(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
 def _check_features(reference: Features, other: Features) -> None:
     if reference.ndim != 2 or other.ndim != 2 or reference.shape[1] != other.shape[1]:
         raise ValueError(
-            f"shapes are {list(reference.shape)} and {list(other.shape)}; both need the same number of features"
+            f"the sets have arrays of shape {list(reference.shape)} and {list(other.shape)}; both need the shape "
+            "[pictures, features] with the same number of features"
         )
     if min(len(reference), len(other)) < 2:
         raise ValueError(f"the sets have {len(reference)} and {len(other)} pictures; each needs two or more")

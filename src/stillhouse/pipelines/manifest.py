@@ -331,7 +331,7 @@ def convert_manifest(document: Mapping[str, Any]) -> Manifest:
     except KeyError as error:
         raise InvalidDocument(f"the document has no field {error.args[0]!r}") from None
     except (AttributeError, TypeError, ValueError) as error:
-        raise InvalidDocument(f"the document cannot be read as version 1: {error}") from None
+        raise InvalidDocument(f"the document cannot be read as a manifest of version 1: {error}") from None
     return convert(Manifest, body)
 
 

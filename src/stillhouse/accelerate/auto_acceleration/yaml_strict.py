@@ -26,7 +26,9 @@ def read_yaml(path: Path) -> Any:
         _check_keys(yaml, node, path)
         return yaml.constructor.SafeConstructor().construct_document(node)
     except OSError as error:
-        raise InvalidRequest(f"{path} cannot be read: {error.strerror or error}", allowed="a config.yml") from None
+        raise InvalidRequest(
+            f"{path} cannot be read: {error.strerror or error}", allowed="a config.yml that can be read"
+        ) from None
     except yaml.YAMLError as error:
         raise InvalidRequest(f"{path} is not YAML: {_format_error(error)}", fix=_suggest_fix(error)) from None
     except InvalidRequest:

@@ -51,6 +51,7 @@ def compare_probes(reference: Sequence[Probe], outputs: Sequence[Probe]) -> dict
             if tensor.shape != actual.feeds[name].shape:
                 raise ValueError(
                     f"output {name} has shape {list(actual.feeds[name].shape)}, the baseline's has {list(tensor.shape)}"
+                    "; both need the same shape"
                 )
             level = expected.label.partition(", ")[0]
             pair = pooled.setdefault(f"{level}, {name}" if len(expected.feeds) > 1 else level, ([], []))

@@ -95,7 +95,7 @@ class Worker:
             if output := self.engine.cancel(command.id):
                 self._send(output)
         else:
-            raise ValueError("the server sent a second WorkerConfig; only its first message may be one")
+            raise ValueError("the server sent a second WorkerConfig; only its first message may be a WorkerConfig")
 
     def _submit(self, command: Submit) -> None:
         try:

@@ -105,7 +105,7 @@ def seed(**parameters: Any) -> dict[str, Any]:
         ({"inputs": [prompt(parameters={"binary_data_size": 2.0})]}, b"12", "is not a number of bytes"),
         ({"inputs": [prompt(data=[], parameters={"binary_data_size": 0})]}, b"", "has data and binary_data_size"),
         ({"inputs": [prompt(parameters={"shared_memory": "a"})]}, b"", "parameter 'shared_memory' of input PROMPT"),
-        (seed(classification=1), b"", "parameter 'classification' of output SEED .*; allowed: binary_data"),
+        (seed(classification=1), b"", "parameter 'classification' of output SEED .*; allowed: only binary_data"),
         (seed(binary_data=1), b"", "binary_data is not a boolean"),
         ({"inputs": [], "outputs": [{"name": "IMAGES"}]}, b"", "there is no output 'IMAGES'"),
         ({"inputs": [], "parameters": {"binary_data_output": "yes"}}, b"", "binary_data_output is not a boolean"),

@@ -171,7 +171,9 @@ def _is_binary(output: RequestedOutput, default: bool) -> bool:
 def _check_parameters(owner: str, parameters: Mapping[str, Any], allowed_name: str) -> None:
     unknown = next((name for name in parameters if name != allowed_name), None)
     if unknown is not None:
-        raise InvalidRequest(f"parameter {unknown[:MAX_ECHO]!r} of {owner} is not supported", allowed=allowed_name)
+        raise InvalidRequest(
+            f"parameter {unknown[:MAX_ECHO]!r} of {owner} is not supported", allowed=f"only {allowed_name}"
+        )
 
 
 def _check_bool(name: str, value: object) -> bool:
