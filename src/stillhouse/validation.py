@@ -40,8 +40,8 @@ def convert(kind: type[T], value: object, path: str = "$") -> T:
     >>> convert(tuple[int, ...], [1, 2])
     (1, 2)
     """
-    # Each field and element is converted on its own first, since the paths in msgspec's errors lack the keys of
-    # mappings, while `_parts` gives the full path.
+    # The paths in msgspec's errors lack the keys of mappings. Each field and element is therefore converted on its own
+    # first, with the full path from `_parts`.
     for part_path, part_kind, part in _parts(kind, value, path):
         convert(part_kind, part, part_path)
     try:

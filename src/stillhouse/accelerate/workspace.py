@@ -144,7 +144,7 @@ def _prepare_network(source: Path, directory: Path) -> Workspace:
 
 
 def _read_workspace(directory: Path) -> Workspace:
-    read_manifest(directory)  # raises an error if a file of the pipeline is missing or damaged
+    read_manifest(directory)  # only a check: raises an error if a file of the pipeline is missing or damaged
     components = []
     for name, component in original_components(directory).items():
         graph = directory / component.graph

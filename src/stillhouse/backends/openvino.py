@@ -177,7 +177,7 @@ def _run_rows(requests: list[Any], names: list[str], feeds: Tensors) -> list[NDA
         try:
             for request, row in batch:
                 request.start_async(row, share_inputs=True)
-        finally:  # waits also after an error, since requests that have started still read their rows
+        finally:  # waits also after an error, since requests that have started still read their input rows
             for request, _ in batch:
                 request.wait()
         results += [[request.get_tensor(name).data.copy() for name in names] for request, _ in batch]

@@ -75,7 +75,7 @@ def _generate(name: str, arguments: Namespace) -> tuple[list[Picture], str]:
     """
     pipeline = open_pipeline(name, arguments)
     requests = [pipeline.resolve(ImageRequest(prompt, seed=seed)) for seed, prompt in enumerate(PROMPTS)]
-    # The first image is generated before timing begins, because it loads the networks.
+    # The first image is generated before timing begins, because this call also loads the networks.
     list(generate_images(pipeline, requests[:1], lambda what, done, total: None))
     began = perf_counter()
     with show_progress() as on_progress:

@@ -136,8 +136,8 @@ class JobQueue:
             self._wakeup.clear()
             with log_store_errors("cannot dispatch queued jobs"):
                 await self._feed_once()
-            # asyncio.wait_for is not used, because it can swallow a cancellation that arrives together with the event
-            # (bpo-37658).
+            # asyncio.timeout is used instead of asyncio.wait_for, because wait_for can swallow a cancellation that
+            # arrives together with the event (bpo-37658).
             with suppress(TimeoutError):
                 async with asyncio.timeout(POLL_SECONDS):
                     await self._wakeup.wait()
@@ -177,7 +177,8 @@ class JobQueue:
         # not stored: `is_stored` is true at once, and the loop below is skipped.
         is_stored = output.error_type == "ServerShutdown"
         while not is_stored:
-            # The handle stays in `handles` until the result is stored, so that the job is not dispatched twice.
+            # An error of the store is logged, and the loop tries again. Until then the handle stays in `handles`, so
+            # that the job is not dispatched twice.
             with log_store_errors(f"cannot store the result of job {handle.id}"):
                 await self.run_in_store(
                     self.store.finish, handle.id, state, output.content, output.error, result_fields(handle, output)

@@ -120,7 +120,8 @@ class WorkerHandle:
         The worker must have been ready before.
         """
         if not self.handles:
-            self.last_seen = self.clock()  # an idle worker sends no events, so its silence is counted only from now
+            # An idle worker sends no events, so the time without events is counted only from now.
+            self.last_seen = self.clock()
         self._send(handle, self.clock())
 
     def cancel(self, handle: RequestHandle) -> None:

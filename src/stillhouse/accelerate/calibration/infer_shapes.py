@@ -29,7 +29,8 @@ _KIND_PATTERNS: tuple[tuple[str, str], ...] = (
     (r"frame|^f$", "frames"),
     (r"seq|token|text|len|^s$|^l$", "tokens"),
 )
-# Exporters generate axis names of these forms; such a name does not say what the axis is.
+# Exporters generate axis names of these forms. A generated name does not tell what the axis is, such as the batch or
+# the height.
 _GENERATED_NAME = re.compile(r"_dynamic_axes_\d+$|^unk__\d+$|^s\d+$|^dim_\d+$|^\?$")
 
 

@@ -69,7 +69,7 @@ def candidate_component(candidate: Candidate, graph: str, weights: str) -> Compo
     threads = options.pop("threads", None)
     rows = options.pop("rows", "")
     options.pop("tile", None)  # removed, because the tile size is set for the whole pipeline, not for one network
-    options.pop("student", None)  # removed, because it only names the student whose graph the argument `graph` is
+    options.pop("student", None)  # removed, because the argument `graph` is the student's graph already
     return Component(
         graph=graph,
         weights=weights,

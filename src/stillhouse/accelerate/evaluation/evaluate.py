@@ -322,8 +322,8 @@ def _measure_latency(
         process_timer(baseline.process, context.timeout) if baseline else timer, timer, context.timing_budget
     )
     ratio = comparison.ratio
-    # Without a baseline, this trial is the baseline and was timed against itself: its speed-up is 1 by definition, and
-    # the interval shows the noise of the machine.
+    # If `baseline` is None, this trial is itself the baseline and was timed against itself: its speed-up is 1 by
+    # definition, and the interval around 1 shows the noise of the machine.
     if baseline is None:
         ratio = Ratio(1.0, ratio.low / ratio.value, ratio.high / ratio.value)
     batch = {str(context.rows): comparison.candidate.median / context.rows}

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 _MAX_WIDTH = 60
 _TASK_COLUMN = ("task", "name of the candidate; `onnx` is the unchanged model")
-# Words of Auto-Acceleration for backends and precisions, used so that its users recognize the names of the rows.
+# Words of the tool Auto-Acceleration for backends and precisions. They are used so that users of this tool recognize
+# the names of the rows.
 _AUTO_ACCELERATION_NAMES = {"onnxruntime": "onnx", "f32": "fp32", "f16": "fp16"}
 
 

@@ -128,7 +128,7 @@ class ProcessSupervisor:
         A worker whose messages cannot be read is killed.
         """
         channel = process.channel
-        with suppress(RuntimeError):  # a closed event loop refuses events, and nobody needs them any more
+        with suppress(RuntimeError):  # raised by a closed event loop, which needs no more events
             try:
                 while True:
                     loop.call_soon_threadsafe(self._deliver, process, channel.receive())
