@@ -1,9 +1,11 @@
 """`stillhouse serve` and `stillhouse keys`: options override the file; errors exit with 2."""
 
+import logging
 import socket
 import subprocess
 import sys
 from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,17 @@ import pytest
 from stillhouse.cli import main
 from stillhouse.cli.serve import declare, make_server_settings
 from stillhouse.serve.settings import ServerSettings, default_tiers
+
+
+@pytest.fixture(autouse=True)
+def same_logging() -> Iterator[None]:
+    """Restore the process's logging: the command sends all records to the standard error of the moment."""
+    root, package = logging.getLogger(), logging.getLogger("stillhouse")
+    handlers, levels = root.handlers[:], (root.level, package.level)
+    yield
+    root.handlers[:] = handlers
+    for logger, level in zip((root, package), levels, strict=True):
+        logger.setLevel(level)
 
 
 def parsed(*words: str) -> Namespace:
