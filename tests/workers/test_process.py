@@ -53,7 +53,7 @@ def test_a_process_replies_with_its_own_environment_and_group(process: WorkerPro
     [
         ("exit 3", "its process ended with exit code 3: the last words"),
         ("crash", "its process was ended by SIGSEGV"),
-        ("hang", "hang took more than 1 s and was ended; give it more time"),
+        ("hang", "hang took more than 1 s and was ended; set a longer timeout"),
     ],
 )
 def test_every_way_to_die_has_its_sentence(message: str, reason: str, process: WorkerProcess[str, Any]) -> None:

@@ -145,7 +145,7 @@ class Trainer:
             "optimizer": self._optimizer.state_dict(),
             "best": self._best,
         }
-        # `_archive_path` is set where this run plans another number of updates than the run that wrote the checkpoint.
+        # `_archive_path` is set where this run plans fewer or more updates than the run that wrote the checkpoint.
         # The old checkpoint, the result of that run, is copied before it is overwritten.
         if self._archive_path is not None and kind == _CHECKPOINT:
             write_atomically(self._archive_path, partial(shutil.copyfile, self._path(_CHECKPOINT)))

@@ -133,10 +133,10 @@ def _open(directory: Path, component: Component, feeds: Arrays, threads: int | N
 def _worst_sqnr(
     role: str, component: Component, runner: Runner, feeds: Arrays, expected: Arrays, min_sqnr: float
 ) -> tuple[float, str]:
-    """Run a network on recorded inputs, and return the least signal-to-quantization-noise ratio of its outputs, in dB.
+    """Run a network, and return the least signal-to-quantization-noise ratio of its outputs in dB, and of which inputs.
 
-    A denoiser that is accurate for the recorded inputs is also run on a batch of 8 rows, unless the network would be
-    compiled anew for this batch size.
+    The network is run on the recorded inputs. A denoiser that is accurate for them is also run on a batch of 8 rows, in
+    which the recorded rows are repeated, unless the network would be compiled anew for this batch size.
 
     Args:
         role: role of the network.
@@ -147,8 +147,8 @@ def _worst_sqnr(
         min_sqnr: ratio in dB from which the network is accurate.
 
     Returns:
-        the ratio for the recorded inputs and an empty text; or, where the batch was run, the ratio for the batch and
-        " of 8 rows together", a text to add to an error message.
+        the ratio for the recorded inputs and an empty text. Where the batch was run, its ratio alone counts: the ratio
+        for the batch and " of 8 rows together", a text to add to an error message.
     """
     outputs = runner(feeds)
     worst = min(_sqnr(expected[output], outputs.get(output)) for output in expected)

@@ -137,7 +137,7 @@ class WorkerProcess(Generic[Sent, Received]):
                 remaining = deadline - monotonic()
                 if remaining <= 0:
                     self.kill()
-                    raise WorkerError(f"{name} took more than {timeout:.0f} s and was ended; give it more time")
+                    raise WorkerError(f"{name} took more than {timeout:.0f} s and was ended; set a longer timeout")
                 is_ready = self.channel.transport.wait(min(_POLL_SECONDS, remaining))
                 self._check_memory()
                 if is_ready:
