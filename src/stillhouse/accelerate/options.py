@@ -111,10 +111,7 @@ def is_selected(planned: Trial | Candidate, options: AccelerateOptions) -> bool:
 
 
 def checksum_options(options: AccelerateOptions) -> str:
-    """Return a SHA-256, as hexadecimal digits, of the options that influence measurements.
-
-    A sweep reuses the measurements of an earlier sweep only if both have the same checksum.
-    """
+    """Return a SHA-256 (hex) of options that influence measurements. Only sweeps of equal SHA-256 share results."""
     facts = {
         "threads": options.threads,
         "timing_budget": options.timing_budget,
@@ -140,11 +137,8 @@ def format_axis_ranges(
     """Return the ranges of a graph's named axes as text for the `axes` setting of the TensorRT backend.
 
     Where several inputs share an axis, its range is the intersection of their ranges. An axis is left out if it has no
-    name or only one allowed length. The result is empty where no axis varies.
-
-    Args:
-        shape_ranges: (minimum, maximum) shape by input name.
-        axes: name or fixed length of each axis, by input name.
+    name or only one allowed length. The result is empty where no axis varies. By input name, `shape_ranges` holds the
+    (minimum, maximum) shape, and `axes` the name or fixed length of each axis.
 
     >>> format_axis_ranges({"x": ((1, 3, 32), (8, 3, 64))}, {"x": ("rows", 3, "width")})
     'rows=1-8,width=32-64'
@@ -159,16 +153,12 @@ def format_axis_ranges(
 
 
 def fill_default_bounds(bounds: Bounds, workspace: Workspace) -> Bounds:
-    """Return the accuracy bounds with a default in place of each None.
+    """Return the accuracy bounds that the user gave, with a default in place of each None.
 
-    Default for a single ONNX file: 20 dB SQNR (signal to quantization noise ratio) of every output. Defaults for a
-    pipeline, whose pictures are compared too: 10 dB SQNR at every noise level, and 25 dB PSNR and 0.9 SSIM of pictures
-    of equal seeds, which is no visible difference. If a program (oracle) scores the pictures, the score may also drop
-    by at most one percentage point.
-
-    Args:
-        bounds: limits that the user gave.
-        workspace: working directory with the pipeline or ONNX file.
+    Default for a workspace with a single ONNX file: 20 dB SQNR (signal to quantization noise ratio) of every output.
+    Defaults for a pipeline, whose pictures are compared too: 10 dB SQNR at every noise level, and 25 dB PSNR and 0.9
+    SSIM of pictures of equal seeds, which is no visible difference. If a program (oracle) scores the pictures, the
+    score may also drop by at most one percentage point.
     """
     if not workspace.is_pipeline:
         return replace(bounds, min_sqnr=20.0 if bounds.min_sqnr is None else bounds.min_sqnr)

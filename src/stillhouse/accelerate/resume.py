@@ -78,12 +78,8 @@ def _is_still_valid(
 ) -> bool:
     """Return whether a trial (measured candidate) of an earlier run can be reused with the present options and bounds.
 
-    Args:
-        trial: the trial of the earlier run.
-        workspace: working directory, which must still contain the graph that was built for the candidate, if any.
-        options: options of the present run; a candidate that they do not select is not reused.
-        bounds: limits on accuracy and memory of the present run.
-        same_limits: whether timeout and memory limit are unchanged; else a failed trial is not reused.
+    The options must select the candidate, and a graph that was built for it must still exist in the workspace. A failed
+    trial is reused only if timeout and memory limit are unchanged (`same_limits`).
     """
     candidate = trial.candidate
     if trial.artifact and not (workspace.directory / trial.artifact).is_dir():

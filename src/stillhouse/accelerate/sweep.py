@@ -59,16 +59,13 @@ def run_sweep(
 ) -> Report:
     """Measure all candidates, choose the best, and write the choice into the manifest of the working directory.
 
-    A candidate is a combination of backend, precision and options. KeyboardInterrupt ends the sweep early: the choice
-    is made among the candidates measured so far. If none was measured, KeyboardInterrupt is raised again.
+    A candidate is a combination of backend, precision and options. KeyboardInterrupt ends the sweep early with a choice
+    among those measured so far, or is raised again if there are none. The returned report is also in `report.json`.
 
     Args:
         workspace: working directory with the source's networks, from `prepare_workspace`.
         options: goal, limits, and which candidates to try.
         on_progress: called with the current activity before each part of the work.
-
-    Returns:
-        the report, which is also written to `report.json`.
     """
     sweep = Sweep(workspace, options, on_progress)
     try:
@@ -257,10 +254,7 @@ class Sweep(SweepState):
                 baseline.process.kill()
 
     def _evaluate_baseline(self, candidate: Candidate, context: EvaluationContext) -> BaselineRun | None:
-        """Open a candidate as the baseline and return it; None if it fails.
-
-        Outputs are read from an earlier run of the sweep. If there are none, the candidate is evaluated now.
-        """
+        """Open a candidate as the baseline, evaluate it unless an earlier run did, and return it; None if it fails."""
         if self.find_trial(candidate) and (restored := restore_baseline(candidate, context)):
             return restored
         trial, baseline = evaluate(candidate, context, None)
@@ -270,8 +264,7 @@ class Sweep(SweepState):
                 baselines = {**self.report.baselines, candidate.component: candidate.key}
                 report = replace(self.report, baselines=baselines)
                 if not self.workspace.is_pipeline:
-                    # `apply_choice` writes the manifest. The call comes before the sweep ends, so that other commands
-                    # can open the directory even if the sweep fails.
+                    # This writes the manifest early: other commands can open the directory even if the sweep fails.
                     apply_choice(self.workspace.directory, report)
                 self.save_report(report)
         except BaseException:

@@ -172,15 +172,13 @@ def _ancestors(names: Iterable[str], makers: dict[str, Any]) -> list[Any]:
 def _deep_value_info(model: Any, tensor: str, graph: Path) -> Any:
     """Return the ValueInfoProto, with type and shape, of the tensor at the split, under its new name `deep`.
 
-    The tensor's batch, height and width axes are named as in the graph's first input.
+    The tensor's batch, height and width axes are named as in the graph's first input. Raise PipelineError if the shape
+    of the tensor cannot be inferred.
 
     Args:
         model: the U-Net's ONNX graph as a ModelProto.
         tensor: name of the tensor in this graph.
         graph: path of the graph's file, for the error message.
-
-    Raises:
-        PipelineError: the shape of the tensor cannot be inferred.
     """
     onnx = require("onnx")
     with translate_errors("onnx", graph, "read"):

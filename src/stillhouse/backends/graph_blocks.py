@@ -35,15 +35,8 @@ class Block:
 def list_blocks(graph: Path) -> list[Block]:
     """Return every convolution and matrix product of an ONNX graph, grouped into blocks in the order in which they run.
 
-    Nodes that torch's exporter named are grouped by module. A module with more than 16 such nodes is divided into its
-    submodules. Where names show no modules, all nodes are divided into up to 16 runs of equal length.
-
-    Args:
-        graph: an ONNX file.
-
-    Raises:
-        PipelineError: the graph cannot be read.
-        RuntimeMissing: onnx is not installed.
+    Nodes that torch's exporter named are grouped by module, or by submodule above 16 nodes; without such names, into up
+    to 16 equal runs. Raise PipelineError if the graph cannot be read, RuntimeMissing if onnx is missing.
 
     >>> [block.name for block in list_blocks(Path("model.onnx"))][:3]  # doctest: +SKIP
     ['time_embedding', 'conv_in', 'down_blocks.0']

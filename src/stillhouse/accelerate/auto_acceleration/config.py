@@ -148,11 +148,8 @@ def read_config(path: Path) -> AutoAccelerationConfig:
 def check_config(config: AutoAccelerationConfig, signature: Signature) -> None:
     """Check that the shapes of a config match the inputs and outputs of a graph.
 
-    A config without inputs and outputs matches every graph.
-
-    Args:
-        config: the config to check.
-        signature: names and axes of the graph's inputs and outputs.
+    A config without inputs and outputs matches every graph. `signature` holds the names and axes of the graph's inputs
+    and outputs.
 
     Raises:
         InvalidRequest: the graph lacks an input or output of the config, the config lacks an input of the graph, a

@@ -48,13 +48,11 @@ def _import_yaml() -> Any:
 def _check_keys(yaml: Any, root: Any, path: Path) -> None:
     """Check all mappings of a YAML document, and mark their keys, in place, to be read as text.
 
+    Raise InvalidRequest, which names the file `path`, if a key occurs twice in a mapping or is not a scalar.
+
     Args:
         yaml: the module of PyYAML.
         root: root node of the document, as `yaml.compose` returns it.
-        path: path of the file, for error messages.
-
-    Raises:
-        InvalidRequest: a key occurs twice in a mapping or is not a scalar.
     """
     pending, visited = [root], set()
     while pending:

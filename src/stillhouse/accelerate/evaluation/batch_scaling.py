@@ -26,13 +26,8 @@ more.
 def measure_batch_curve(trial: Trial, time_batch: Callable[[int, int], float]) -> dict[str, float]:
     """Time a candidate at rising batch sizes, and return the seconds per row by batch size ("1", "2", ...).
 
-    Timing ends at a batch size that fails, or that is hardly faster per row than smaller ones.
-
-    Args:
-        trial: earlier measurements of the candidate. The seconds per row in the trial are part of the result, and are
-            not measured again where a call takes more than LONG_CALL_SECONDS.
-        time_batch: function that times a batch. It takes the batch size and the number of repetitions, returns the
-            seconds per row, and raises CandidateError where the batch fails.
+    Timing ends at a size that fails or is hardly faster per row. Timings in `trial` are kept, and not repeated if calls
+    take over LONG_CALL_SECONDS. `time_batch(rows, repetitions)` returns seconds per row or raises CandidateError.
     """
     assert trial.seconds
     is_long = trial.seconds.median > LONG_CALL_SECONDS

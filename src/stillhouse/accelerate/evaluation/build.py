@@ -58,12 +58,8 @@ def build_graph(candidate: Candidate, graph: Path, folder: Path, probes: Sequenc
 
 
 def candidate_component(candidate: Candidate, graph: str, weights: str) -> Component:
-    """Return a candidate as a component, which is the entry of a network in a pipeline's manifest.
-
-    Args:
-        candidate: gives backend, precision and settings.
-        graph: path of the component's graph.
-        weights: path of the component's weights; may be empty.
+    """Return a candidate (backend, precision and settings) as a component, the entry of a network in a pipeline's
+    manifest, with these paths of the component's graph and weights; `weights` may be empty.
     """
     options = dict(candidate.options)
     threads = options.pop("threads", None)

@@ -182,13 +182,10 @@ class CandidateWorker:
         write_probes(self.folder / LARGE_BATCH_FILE, [Probe(batch.label, outputs)])
 
     def time_calls(self, calls: int) -> float:
-        """Run the network on recorded inputs, and return the total seconds of all timed calls.
+        """Run the network `calls` times on recorded inputs, one call after the other, and return the total seconds.
 
-        If there are several timed calls, an untimed call runs first. The untimed call loads this process's data into
-        the CPU caches, and gives threads of other processes time to end their busy waiting.
-
-        Args:
-            calls: number of timed calls, one after the other.
+        If `calls` is above 1, an untimed call runs first. The untimed call loads this process's data into the CPU
+        caches, and gives threads of other processes time to end their busy waiting.
         """
         component = candidate_component(self.task.candidate, str(self.graph), "")
         run_calls = [
@@ -204,11 +201,9 @@ class CandidateWorker:
         return perf_counter() - began
 
     def time_batch(self, rows: int, calls: int) -> float:
-        """Run the network at a batch size, and return the seconds per row of the fastest call.
+        """Run the network at a batch size, and return the seconds per row of the fastest of `calls` timed calls.
 
-        Args:
-            rows: batch size; the rows repeat those of the first recorded input.
-            calls: number of timed calls, which follow an untimed call.
+        The batch has `rows` rows, which repeat those of the first recorded input. An untimed call runs first.
         """
         component = candidate_component(self.task.candidate, str(self.graph), "")
         sizes = self._opened_sizes(component)
@@ -258,14 +253,11 @@ class CandidateWorker:
         )
 
     def _runner_for(self, component: Component, feeds: Feeds) -> Runner:
-        """Return an open network that takes inputs of the shapes of `feeds`.
+        """Return an open network that takes inputs of the shapes of `feeds` (arrays by input name).
 
         A network of static shapes is opened again for each new combination of shapes. As many networks stay open as the
-        recorded inputs have combinations of shapes, because recorded texts of different lengths alternate.
-
-        Args:
-            component: backend and settings of the candidate.
-            feeds: arrays by input name.
+        recorded inputs have combinations of shapes, because recorded texts of different lengths alternate. `component`
+        gives the backend and settings of the candidate.
         """
         own, shapes = (
             opening_shapes(component, {name: array.shape for name, array in tensors.items()})

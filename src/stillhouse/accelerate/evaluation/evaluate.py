@@ -216,15 +216,13 @@ def reopen_baseline(baseline: BaselineRun, context: EvaluationContext) -> None:
 def _reopen(
     task: CandidateTask, context: EvaluationContext, other_processes: Sequence[CandidateProcess] = ()
 ) -> CandidateProcess:
-    """Start a process, open the network of a task in it, and return the process.
+    """Start a process, open the network of a task (a candidate and its inputs) in it, and return the process.
+
+    Raise CandidateError, and kill the process, if the network cannot be opened.
 
     Args:
-        task: the candidate and its inputs.
         context: time and memory limits.
         other_processes: processes whose memory counts towards the limit.
-
-    Raises:
-        CandidateError: the network cannot be opened; the process is killed.
     """
     process = CandidateProcess(task, context.memory_limit, other_processes)
     try:
@@ -259,15 +257,13 @@ def build_artifact(candidate: Candidate, context: EvaluationContext, baseline: B
 
 
 def prebuild_artifacts(candidates: Sequence[Candidate], context: EvaluationContext, cores: int) -> None:
-    """Build the graphs of several candidates at the same time, before anything is timed.
+    """Build the graphs of several candidates, `cores` of them at the same time, before anything is timed.
 
     A failure is ignored here, because `evaluate` builds the graph again and reports the failure. Nothing is built on a
     single core, or where the graph is larger than PARALLEL_BUILD_BYTES: two large graphs may not fit into memory.
 
     Args:
-        candidates: candidates whose graphs are built.
         context: inputs and limits; the memory limit is divided among the processes.
-        cores: number of processes at the same time.
     """
     if cores < 2 or graph_bytes(context.graph) > PARALLEL_BUILD_BYTES:
         return
@@ -343,13 +339,8 @@ def _check_large_batch(
     """Run a candidate at the largest timed batch size, and add the fidelity of its outputs to its measurements.
 
     The check is needed because a backend may select other kernels for a large batch. The trial is returned unchanged if
-    the batch fails, if no larger batch was timed, or if a bound is violated already.
-
-    Args:
-        trial: measurements of the candidate.
-        process: process in which the candidate is open.
-        outputs: the baseline's outputs for each recorded input.
-        context: inputs and limits.
+    the batch fails, if no larger batch was timed, or if a bound is violated already. The candidate is open in
+    `process`. `outputs` are the baseline's outputs for each recorded input.
     """
     rows = _largest_batch(trial, context)
     has_batch_axis = all(array.shape[:1] == (context.rows,) for array in outputs[0].feeds.values())

@@ -53,15 +53,10 @@ class Environment:
 def plan_candidates(
     component: str, environment: Environment, extra_candidates: Iterable[Candidate] = ()
 ) -> list[Trial | Candidate]:
-    """Return the candidates for a network in the order in which they are measured, the f32 baseline first.
+    """Return a network's candidates in the order of measuring: the f32 baseline, `extra_candidates`, then all others.
 
-    A candidate that cannot run is a trial of status "excluded" with the reason. Backends rank their candidates by the
-    speed that was measured on other machines.
-
-    Args:
-        component: name of the network, such as "denoiser".
-        environment: properties of machine and network that decide which candidates can run.
-        extra_candidates: additional candidates, placed directly after the baseline.
+    A candidate that cannot run in `environment` (machine and network) is a trial of status "excluded" with the reason.
+    Backends rank their candidates by the speed that was measured on other machines.
     """
     considered = [
         Candidate(component, BASELINE_BACKEND),

@@ -87,9 +87,10 @@ class PipelineProcesses:
         defaults: Defaults,
         cache: StepCache | None = None,
     ) -> bool:
-        """Open a pipeline in a new process and generate one picture. A failure is added to the report.
+        """Open a pipeline in a new process, generate one picture, and return whether the pipeline is open.
 
-        All settings are arguments, because the manifest in the directory may contain the choice of an earlier sweep.
+        A failure is added to the report. All settings are arguments, because the manifest in the directory may contain
+        the choice of an earlier sweep.
 
         Args:
             candidate: the pipeline candidate under which the process is found again.
@@ -97,9 +98,6 @@ class PipelineProcesses:
             defaults: default settings of the pipeline.
             cache: the two graphs that feature caching (DeepCache) needs: the whole denoiser, and its shallow layers
                 alone; None: no feature caching.
-
-        Returns:
-            True if the pipeline is open, False after a failure.
         """
         return self._open(candidate, self.sweep.workspace.directory, components, defaults, cache)
 

@@ -191,10 +191,7 @@ class _PipelineSearch:
                 self._secure_fewer_steps()
 
     def search_combinations(self) -> None:
-        """Check combinations of passing settings, cheapest first, until one passes on FULL_PICTURES pictures.
-
-        Only combinations with a lower estimated cost than `secured_level` are checked.
-        """
+        """Check combinations of passing settings cheaper than `secured_level`, cheapest first, until one passes."""
         secured_cost = variant_cost(self.manifest, self.secured_level)
         combinations = [
             options

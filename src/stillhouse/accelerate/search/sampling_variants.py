@@ -52,11 +52,7 @@ def list_search_axes(manifest: Manifest, can_cache: bool) -> list[SearchAxis]:
     """Return the kinds of sampling options to search for a pipeline, each with the settings to try.
 
     The result is empty for a student that was distilled for fixed timesteps, because such a student supports no other
-    steps, no other samplers and no feature caching.
-
-    Args:
-        manifest: manifest of the pipeline.
-        can_cache: whether the denoiser supports feature caching.
+    steps or samplers and no feature caching. `can_cache`: whether the denoiser supports feature caching.
     """
     if manifest.distilled and manifest.distilled.timesteps:
         return []

@@ -30,20 +30,16 @@ _BACKENDS = ("openvino", "onnxruntime")
 
 
 def add_students(workspace: Workspace, sources: Sequence[str]) -> tuple[str, ...]:
-    """Copy distilled students into the working directory in which their teacher is accelerated.
+    """Copy distilled students into the workspace of their teacher; return the students' names, ordered as `sources`.
 
     Args:
-        workspace: working directory of the teacher.
         sources: names of models that this package contains, or pipeline directories. If a student was accelerated
             itself, its chosen networks are used.
 
-    Returns:
-        the names of the students, in the order of `sources`.
-
     Raises:
         UnknownModel, ManifestError, TamperedFile: a source cannot be used.
-        InvalidRequest: two students share a name, a source is not a student of this teacher, or a source differs
-            from the student of the same name that was copied before.
+        InvalidRequest: two students share a name, a source is not a student of this teacher, or a source differs from
+            the student of the same name that was copied before.
     """
     names: list[str] = []
     for source in sources:

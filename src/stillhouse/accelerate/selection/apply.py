@@ -151,14 +151,12 @@ def make_step_cache(directory: Path, components: Mapping[str, Component]) -> Ste
     """Split the denoiser into two graphs for feature caching (DeepCache), and write both beside the denoiser's graph.
 
     One graph is the whole denoiser with its deep features as an output. The other graph has only the shallow layers,
-    and takes the deep features as an input.
+    and takes the deep features as an input. The paths of both are returned, or None where the denoiser cannot be split
+    or its graph is not the original one.
 
     Args:
         directory: working directory of `stillhouse accelerate`.
         components: networks of the pipeline by name.
-
-    Returns:
-        paths of the two graphs; None where the denoiser cannot be split, or its graph is not the original one.
     """
     graph = components["denoiser"].graph
     if graph != original_components(directory)["denoiser"].graph:
@@ -171,12 +169,10 @@ def make_step_cache(directory: Path, components: Mapping[str, Component]) -> Ste
 
 
 def remove_leftovers(directory: Path, report: Report) -> None:
-    """Remove files of a working directory that were needed only for measuring.
+    """Remove from a working directory what only measuring needed: pictures, outputs, and graphs that were never timed.
 
-    These files are pictures and outputs of candidates, and graphs that were never timed.
-
-    Graphs of measured candidates are kept, because `stillhouse choose` may choose one of them later. Outputs of the
-    baseline are kept, too, and also its pictures if `stillhouse accelerate` was interrupted and can be resumed.
+    Kept are graphs of measured candidates, which `stillhouse choose` may choose later, the baseline's outputs, and also
+    the baseline's pictures if `stillhouse accelerate` was interrupted and can be resumed.
     """
     measured = {trial.artifact for trial in report.trials if trial.ratio}
     for name in _component_names(report):
@@ -187,8 +183,7 @@ def remove_leftovers(directory: Path, report: Report) -> None:
         baseline = report.baselines.get(name)
         for trial in report.trials_of(name):
             is_baseline = trial.candidate.key == baseline
-            # The baseline's pictures are kept while the run can be resumed, because generating them again takes minutes
-            # on a large model.
+            # While the run can be resumed, the baseline's pictures are kept: a large model generates them for minutes.
             if not (is_baseline and report.is_resumable):
                 (folder / trial.candidate.key / PICTURES_FILE).unlink(missing_ok=True)
             if not is_baseline:

@@ -36,14 +36,9 @@ Candidates that cannot be opened are missing; the result is empty where no time 
 
 
 def select_finalists(trials: Sequence[Trial], memory_limit: int | None = None) -> list[Trial]:
-    """Return the trials of the accepted candidates that may be the fastest by their 95 % intervals, fastest first.
+    """Return up to MAX_FINALISTS accepted trials that may be the fastest by their 95 % intervals, fastest first.
 
-    At most MAX_FINALISTS trials are returned.
-
-    Args:
-        trials: measurements of all candidates of a network.
-        memory_limit: bytes that the returned candidates may take together. The slowest candidates are left out until
-            the others fit, but at least one is returned. None: no limit.
+    The slowest are left out until the rest fit into `memory_limit` bytes (None: no limit), but at least one stays.
     """
     best = best_trial(trials, "latency")
     if best is None or best.ratio is None:
@@ -70,7 +65,6 @@ def run_final(
     The result is empty where fewer than two candidates may be the fastest.
 
     Args:
-        trials: measurements of all candidates of the network.
         context: inputs and limits of the processes.
         baseline: the open baseline that speed-ups refer to.
         budget: limits on rounds and time of all side-by-side timings together.

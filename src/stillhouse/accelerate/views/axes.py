@@ -16,13 +16,10 @@ Tick: TypeAlias = tuple[float, str]
 
 
 def speed_axis(values: Sequence[float]) -> tuple[Callable[[float], float], tuple[Tick, ...]]:
-    """Return the horizontal axis of the plot, logarithmic: doubling the speed is the same distance everywhere.
+    """Return the plot's horizontal axis: a function from a speed-up to x in SVG units, and ticks as (x, label).
 
-    Args:
-        values: speed-ups that must fit on the axis, above 0.
-
-    Returns:
-        a function from a speed-up to x in SVG units, and the ticks, each as (x, label).
+    The axis is logarithmic: doubling the speed is the same distance everywhere. All `values`, which are speed-ups above
+    0, fit on the axis.
     """
     low, high = math.log(min(values)), math.log(max(values))
     margin = max(0.06 * (high - low), (math.log(2.4) - (high - low)) / 2)
@@ -40,14 +37,11 @@ def speed_axis(values: Sequence[float]) -> tuple[Callable[[float], float], tuple
 
 
 def quality_axis(values: Sequence[float], equal: float) -> tuple[Callable[[float], float], tuple[Tick, ...]]:
-    """Return the vertical axis of the plot, linear in dB.
+    """Return the plot's vertical axis, linear in dB: a function from dB to y in SVG units, and ticks as (y, label).
 
     Args:
         values: SQNR or PSNR values in dB that must fit on the axis.
         equal: value in dB that stands for identical results. Values of at least `equal` share a line at the top.
-
-    Returns:
-        a function from dB to y in SVG units, and the ticks, each as (y, label).
     """
     finite = [value for value in values if value < equal]
     top = _TOP_BELOW_EQUAL if len(finite) < len(values) else TOP

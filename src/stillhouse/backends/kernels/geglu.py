@@ -77,18 +77,13 @@ def _normal_cdf(x):
 
 @torch.library.custom_op("stillhouse::geglu", mutates_args=())
 def geglu(x: Tensor, tanh: bool = False) -> Tensor:
-    """Return the first half of the last axis times the GELU of the second.
+    """Return the first half of the last axis times the GELU of the second, as a contiguous tensor [..., D].
+
+    Raise InvalidRequest if the last axis has an odd length, UnsupportedPrecision if `x` has a dtype not listed here.
 
     Args:
         x: float16, bfloat16 or float32, [..., 2 D].
         tanh: use the approximation with tanh (arXiv 1606.08415, section 2), which some networks were trained with.
-
-    Returns:
-        [..., D], contiguous.
-
-    Raises:
-        InvalidRequest: the last axis is odd.
-        UnsupportedPrecision: `x` has another dtype.
     """
     columns = _output_columns(x)
     x = x.contiguous()

@@ -371,7 +371,6 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float,
         weight, bias: [C].
         groups: number of groups of channels.
         eps: added to the variance.
-        silu: whether SiLU follows.
 
     Returns:
         [B, C, h, w], channels last.

@@ -56,7 +56,6 @@ def compile_cases(
     elements are read and written, there is only the first configuration.
 
     Args:
-        kernel: kernel that `autotune` decorates.
         name: name of the kernel, with the constants that distinguish its variants.
         signature: Triton type of each argument by name, without constants.
         constants: value of each constant by name, without the constants that the configurations set.
