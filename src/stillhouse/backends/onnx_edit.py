@@ -123,15 +123,10 @@ def initializers(model: Model, graph: Path) -> dict[str, Constant]:
 
 
 def save_with_constants(model: Model, constants: Mapping[str, Constant], out: Path) -> None:
-    """Write a model and the constants that its nodes use to an ONNX file, atomically.
+    """Write a model without initializers, with those constants that its nodes read, to the ONNX file `out`, atomically.
 
-    Weights are written to the .onnx file or, where they exceed 16 MiB in all, to `<out>.data` beside it. Only one
-    constant at a time is in memory.
-
-    Args:
-        model: the model without initializers.
-        constants: constants by name; those that no node reads are left out.
-        out: the .onnx file.
+    Constants are given by name. Weights are written to the .onnx file or, where they exceed 16 MiB in all, to
+    `<out>.data` beside it. Only one constant at a time is in memory.
     """
     used = _used_names(model.graph)
     needed = {name: constants[name] for name in sorted(used & constants.keys())}

@@ -110,11 +110,9 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
 
 
 def make_evaluator(model: bytes, directory: Path) -> Callable[[Tensors], dict[str, NDArray[Any]]]:
-    """Return a function that runs a serialized graph on the CPU, from inputs by name to outputs by name.
+    """Return a function that runs a serialized ModelProto on the CPU, from inputs by name to outputs by name.
 
-    Args:
-        model: the graph, a serialized ModelProto.
-        directory: directory of the graph's weights files.
+    The graph's weights files lie in `directory`.
 
     Raises:
         BackendFailed: onnxruntime refuses the graph.

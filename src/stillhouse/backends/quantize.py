@@ -341,15 +341,11 @@ def _has_weights(node: Node, constants: Mapping[str, Constant]) -> bool:
 
 
 def _rounded_outputs(model: Model, heavy: Sequence[Node]) -> set[str]:
-    """Return the names of the outputs to quantise: one for each convolution.
+    """Return the names of the outputs to quantise: one for each convolution among `heavy`, the quantised nodes.
 
     Runtimes fuse a convolution to an integer kernel only where its output is quantised too. Where only an activation
     function reads the convolution's output, runtimes fuse this function as well. The result then has the name of the
     function's output, otherwise that of the convolution's output.
-
-    Args:
-        model: the graph.
-        heavy: nodes of the graph that are quantised; nodes other than convolutions are ignored.
     """
     results = {value.name for value in model.graph.output}
     consumers: dict[str, list[Node]] = {}

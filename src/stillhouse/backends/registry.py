@@ -24,21 +24,15 @@ _DEFAULTS = RunnerOptions()
 
 
 def open_runner(graph: Path, backend: str = "onnxruntime", options: RunnerOptions = _DEFAULTS) -> Runner:
-    """Open an ONNX file on a backend as a Runner. Weights lie inside the file, or in files beside it.
+    """Open an ONNX file, with weights inside or beside it, on a backend; on openvino also an OpenVINO graph (.xml).
 
-    The torch backend does not run the file, but the torch network from which the file was exported.
+    torch runs the network from which the file was exported. Options are precision, threads, static shapes and more.
 
     >>> run = open_runner(Path("model.onnx"), "openvino", RunnerOptions(threads=2))  # doctest: +SKIP
     >>> run({"sample": latents, "timestep": timesteps, "encoder_hidden_states": text})["out_sample"]  # doctest: +SKIP
 
-    Args:
-        graph: the ONNX file; on openvino also an OpenVINO graph (.xml).
-        backend: name of the backend.
-        options: precision, threads, static shapes and the backend's settings.
-
     Raises:
-        InvalidRequest: an unknown backend, threads or streams below 1, more than 1 stream where the backend does not
-            support streams, or a static shape that does not fit the graph.
+        InvalidRequest: an unknown backend, threads or streams below 1, unsupported streams, or an unfit static shape.
         PipelineError: the file or its weights are missing or cut short.
         RuntimeMissing, UnsupportedPrecision, BackendFailed: see `open_graph` of the backend.
     """

@@ -204,18 +204,15 @@ def order_feeds(feeds: Mapping[str, Any], inputs: Sequence[TensorSpec]) -> dict[
 
 
 def bind_axes(shapes: Mapping[str, Sequence[int]], axes: Mapping[str, Axes]) -> dict[str, int]:
-    """Check the shapes of inputs against their axes, and return the length of each named axis.
+    """Check the shapes of some inputs against the axes of all inputs, and return the length of each named axis.
 
-    Args:
-        shapes: shapes to check, by input.
-        axes: axes of all inputs. An axis is a fixed length, a name, or None for any length.
+    An axis is a fixed length, a name, or None for any length.
 
     >>> bind_axes({"sample": (2, 4, 64, 64)}, {"sample": ("batch", 4, "height", "width"), "timestep": ("batch",)})
     {'batch': 2, 'height': 64, 'width': 64}
 
     Raises:
-        InvalidRequest: an unknown input, another rank than the input's, another length than a fixed axis has, a length
-            of 0, or two lengths for one named axis.
+        InvalidRequest: an unknown input, a wrong rank or fixed length, a length of 0, or two lengths for one name.
     """
     lengths: dict[str, int] = {}
     for name, shape in shapes.items():

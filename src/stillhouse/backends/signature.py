@@ -63,8 +63,7 @@ def read_signature(path: Path, *, external: bool = True) -> Signature:
         external: whether to check that the weights files exist and are long enough.
 
     Raises:
-        PipelineError: the file is missing, cut short, no graph, or an ONNX file above 2 GiB; or its weights are
-            missing or cut short.
+        PipelineError: the file or its weights are missing or cut short, or the file is no graph, or ONNX above 2 GiB.
     """
     if not path.is_file():
         raise PipelineError(f"there is no file {path}", fix=_RESTORE_OR_EXPORT_AGAIN)
@@ -95,11 +94,8 @@ def read_onnx_graph(path: Path) -> GraphProto:
     """Parse an ONNX file and return its graph. Weights in other files are not read.
 
     Weights inside the file are not decoded. Yet their bytes take about twice their size in memory during the call, and
-    stay in memory with the graph.
-
-    Raises:
-        PipelineError: the file is larger than a protobuf message may be.
-        ValueError: the file is no ONNX file, or only a part of one.
+    stay in memory with the graph. PipelineError is raised if the file has 2 GiB, the limit of protobuf, or more.
+    ValueError is raised if the file is no ONNX file, or only a part of one.
     """
     if (size := path.stat().st_size) > _MAX_BYTES:
         raise PipelineError(

@@ -332,14 +332,10 @@ def _modules_to_compile(module: Any, block: str, mode: str) -> list[Any]:
 
 
 def _layer_precisions(torch: Any, module: Any, quantized: str) -> dict[str, int]:
-    """Count convolutions, linear layers and attentions by the type of their weights.
+    """Count a network's convolutions, linear layers and attentions by the type of their weights.
 
-    torch computes in the type of the weights, since it does not mix types.
-
-    Args:
-        torch: the module torch.
-        module: the network.
-        quantized: format of the linear layers that torchao has quantised, int8 or fp8; none: no layer.
+    torch computes in the type of the weights, since it does not mix types. `quantized` is the format of the linear
+    layers that torchao has quantised, int8 or fp8; none: no layer.
     """
     kinds = {getattr(torch, dtype): name for name, dtype in _DTYPES.items()}
     heavy = [

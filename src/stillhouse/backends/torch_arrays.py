@@ -38,21 +38,16 @@ def arrays_for_device(device: str) -> "TorchArrays":
 def load_fused_step(device: str) -> FusedStep | None:
     """Return the fused kernel of guidance and sampler step, after compiling and running it once on a GPU.
 
-    The result is None on the CPU, where Triton is not installed, or, with the warning KernelUnavailable, where the
-    kernel does not run.
+    Return None on the CPU, without Triton, or, with the warning KernelUnavailable, where the kernel does not run.
     """
     if device_kind(device) == CPU or find_spec("triton") is None:
         return None
     try:
-        from stillhouse.backends.kernels.guided_step import (  # not at the top, since this import needs Triton
-            STEP_WEIGHTS,
-            guided_step,
-        )
+        from stillhouse.backends.kernels.guided_step import STEP_WEIGHTS, guided_step  # not at the top: needs Triton
 
         one = torch.zeros(1, 4, 8, 8, device=device)
         rows = one.new_zeros(1, 2, dtype=torch.int32)
-        # The loop compiles every variant of the kernel now, so that no picture waits for the compiler.
-        for past, places in product((None, one), (None, rows)):
+        for past, places in product((None, one), (None, rows)):  # compile every variant before a picture needs it
             output = one if places is not None else torch.cat([one, one])
             guided_step(one, output, places, one.new_zeros(1, len(STEP_WEIGHTS) + 1), past)
     except Exception as error:  # Triton fails in many ways, for example without a C compiler

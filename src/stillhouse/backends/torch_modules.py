@@ -92,15 +92,10 @@ class VaeDecoderModule(nn.Module):
 
 
 def load_module(folder: Path, library_name: str, class_name: str, dtype: torch.dtype) -> Any:
-    """Read a network from a directory with config.json and one .safetensors file, casting each tensor as it is read.
+    """Read a network from a directory with config.json and one .safetensors file.
 
-    Messages of diffusers and transformers are suppressed.
-
-    Args:
-        folder: the directory.
-        library_name: Python module that has the network's class: diffusers or transformers.
-        class_name: name of the network's class.
-        dtype: dtype of all weights.
+    The network's class is `class_name` of `library_name`, which is diffusers or transformers. Each tensor is cast to
+    `dtype` as it is read. Messages of both libraries are suppressed.
 
     Raises:
         BackendFailed: weights are missing or have another shape than the network's.

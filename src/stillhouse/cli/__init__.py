@@ -65,13 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str]) -> Namespace:
-    """Parse the arguments of the program: the name of a command, and the command's options.
+    """Parse the arguments of the program, the name of a command and the command's options, and return the options.
 
-    Returns:
-        the options; the attribute `run` is the function that executes the command.
-
-    Raises:
-        InvalidRequest: the command is missing or unknown, or its arguments are invalid.
+    The attribute `run` of the result is the function that executes the command. InvalidRequest is raised if the command
+    is missing or unknown, or its arguments are invalid.
     """
     name = argv[0] if argv else ""
     if name not in COMMANDS and not name.startswith("-"):

@@ -206,10 +206,7 @@ def _make_options(arguments: Namespace, config: AutoAccelerationConfig | None) -
 def _check_network(graph: Path, options: AccelerateOptions, config: AutoAccelerationConfig | None) -> None:
     """Check that the options and the config match the inputs of a single ONNX file, before files are written.
 
-    Args:
-        graph: the ONNX file.
-        options: options from the command line and the config.
-        config: content of a config.yml; None: no config.
+    The options come from the command line and from `config`, the content of a config.yml; None: no config.
 
     Raises:
         InvalidRequest: a shape, a file of inputs or an option does not match.

@@ -123,7 +123,6 @@ def format_load_report(report: LoadReport, slo: float) -> str:
     """Return the report of a load test as text for a terminal, with a table of a row for each class of requests.
 
     Args:
-        report: the report.
         slo: latency target as a multiple of the isolated latency, which one request has without load.
     """
     isolated = ", ".join(f"{name} {_format_seconds(seconds)}" for name, seconds in report.isolated_seconds.items())

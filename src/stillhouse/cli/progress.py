@@ -11,10 +11,7 @@ ProgressCallback: TypeAlias = Callable[[str, float, float], None]
 
 @contextmanager
 def show_progress() -> Iterator[ProgressCallback]:
-    """Show a progress bar during the context, and yield the function that updates it.
-
-    If standard error is not a terminal, no bar is shown and the function does nothing.
-    """
+    """Yield a function that updates a progress bar, or, if standard error is no terminal, a function without effect."""
     if not sys.stderr.isatty():
         yield lambda description, done, total: None
         return

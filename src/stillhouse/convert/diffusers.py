@@ -77,12 +77,8 @@ class _Conversion:
     def convert_network(self, network: SourceNetwork, tokens: int) -> dict[str, Component]:
         """Read a network of the source, fuse LoRA weights into it, write its weights, and export its graphs.
 
-        Args:
-            network: the network to read.
-            tokens: length in tokens of the example text with which the network is traced.
-
-        Returns:
-            The manifest's entry of each graph, by role.
+        The network is traced with an example text of `tokens` tokens.
+        The result is the manifest's entry of each graph, by role.
         """
         kinds = {kind.__name__: kind for kind in network.classes}
         kind = kinds[self.source.class_name(network.folder)]

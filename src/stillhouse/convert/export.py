@@ -143,15 +143,13 @@ def _drop_weights(module: nn.Module) -> None:
 
 
 def _link_weights(model: onnx.ModelProto, inputs: Sequence[str], weights: Path, prefix: str) -> None:
-    """Replace, in place, the inputs of a model that are parameters by initializers that point into the weights file.
+    """Replace, in place, a model's inputs that are parameters by initializers that point into a .safetensors file.
 
     Initializers in float16 or bfloat16 are followed by a cast to float32.
 
     Args:
-        model: the exported model.
         inputs: names of the inputs that stay inputs; all others are parameters.
-        weights: the .safetensors file.
-        prefix: prefix that the parameters' names may have in the file.
+        weights, prefix: the .safetensors file, and the prefix that the parameters' names may have in the file.
     """
     layout = read_safetensors_index(weights)
     parameters = [value.name for value in model.graph.input if value.name not in inputs]

@@ -80,15 +80,13 @@ def _guide_batch(
 ) -> Array:
     """Return the guided output of each picture, [P, C, h, w].
 
-    A picture's output does not depend on how many branches the other pictures have: each further branch is added only
-    for the pictures that have one.
+    Each further branch is added only for the pictures that have one. Other pictures do not change a picture's output.
 
     Args:
-        outputs: outputs of the network, [R, C, h, w].
+        outputs: outputs of the network, [R, C, h, w], arrays of the kind `arrays`.
         steps: the step of each picture.
         weights: guidance weights of all pictures, one array [P, 1, 1, 1] for each further branch, on the device.
         rows: indices in `outputs` of each picture's rows, the base branch first, int32 [P, 1 + T].
-        arrays: kind of the arrays.
     """
     base, first = (outputs[places] for places in arrays.to_device(np.ascontiguousarray(rows.T[:2])))
     guided: Array = base + (first - base) * weights[0]

@@ -98,16 +98,10 @@ class TimestepGrid:
         return np.array([level.sigma for level in self.levels])
 
     def start_at_strength(self, strength: float) -> "TimestepGrid":
-        """Return the last part of the grid, for a trajectory that starts from a picture (SDEdit, arXiv 2108.01073).
+        """Return the grid's last int(steps * strength) steps, to start from a picture (SDEdit, arXiv 2108.01073).
 
-        The part has int(steps * strength) steps, as in diffusers' `get_timesteps`: at strength 0.5, a grid of 20 steps
-        keeps 10.
-
-        Args:
-            strength: share of the grid, above 0 (the picture hardly changes) to 1 (the whole grid).
-
-        Raises:
-            InvalidRequest: the strength is outside its range, or leaves no step.
+        diffusers' `get_timesteps` keeps the same number. `strength` lies from above 0 (the picture hardly changes) to 1
+        (the whole grid). InvalidRequest is raised if the strength lies outside this range, or leaves no step.
 
         >>> make_grid(Schedule(), 20).start_at_strength(0.5).steps
         10

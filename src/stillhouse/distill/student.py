@@ -183,8 +183,7 @@ def _write_scheduler(directory: Path, grid: TimestepGrid, prediction: str, train
 
     Args:
         directory: the student's pipeline directory.
-        grid: timesteps and noise levels of the student.
-        prediction: prediction type of the student.
+        grid, prediction: timesteps and noise levels of the student, and its prediction type.
         train_steps: number of timesteps of the noise schedule.
     """
     levels = {"plan": grid.timesteps, "alphas": grid.alphas[:-1], "sigmas": grid.sigmas[:-1]}

@@ -10,9 +10,7 @@ from stillhouse.errors import FitFailed
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file under a temporary name, then rename it, so that an interruption leaves the old file unchanged.
 
-    Args:
-        path: file to create or replace; its directory must exist.
-        write: writes the content to the path that it receives.
+    `write` writes the content to the path that it receives. The directory of `path` must exist.
 
     Raises:
         FitFailed: the disk is full, or the directory is not writable.

@@ -76,14 +76,12 @@ def read_mask(path: Path | str | BinaryIO, largest: int = MAX_PIXELS) -> NDArray
 def read_alpha_mask(path: Path | str | BinaryIO, largest: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Read a mask as clients of OpenAI's API send it: transparent parts are inpainted.
 
-    In a picture without transparency, bright parts are inpainted, as by `read_mask`.
+    In a picture without transparency, bright parts are inpainted, as by `read_mask`. The result is uint8 [height,
+    width]; where its value is above 127, the picture is inpainted.
 
     Args:
         path: a file's path, or an open file.
         largest: largest number of pixels; larger pictures are refused before they are decoded.
-
-    Returns:
-        the mask, uint8 [height, width]; where its value is above 127, the picture is inpainted.
 
     Raises:
         InvalidRequest: the file does not exist, is not a picture, is damaged, is too large, or has more than 8 bits per

@@ -62,9 +62,7 @@ class Machine:
 def read_machine(root: Path = Path("/")) -> Machine:
     """Return a description of this machine, as far as the system reports it.
 
-    Args:
-        root: on Linux, the directory that holds `proc` and `sys`. Other systems are described by Python's standard
-            library.
+    On Linux, `root` is the directory that holds `proc` and `sys`. Python's standard library describes other systems.
 
     >>> read_machine().cores >= 1
     True

@@ -15,13 +15,8 @@ def frechet_distance(reference: Features, other: Features) -> float:
 
     The distance is |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), Heusel et al. (arXiv 1706.08500), equation 6. The trace
     of (C1 C2)^(1/2) is computed as the equal trace of (C1^(1/2) C2 C1^(1/2))^(1/2), because this matrix is symmetric.
-    The estimate is biased upwards by about 1 / pictures: compare sets of the same size only.
-
-    Args:
-        reference, other: float [pictures, features], two pictures or more each.
-
-    Raises:
-        ValueError: the numbers of features differ, or a set has fewer than two pictures.
+    The estimate is biased upwards by about 1 / pictures: compare sets of the same size only. Sets are float
+    [pictures, features]. ValueError is raised if the numbers of features differ, or a set has fewer than two pictures.
 
     >>> sets = np.random.default_rng(0).normal(size=(100, 2))
     >>> round(frechet_distance(sets, sets + [3.0, 4.0]), 6)

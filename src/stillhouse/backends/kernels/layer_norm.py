@@ -105,18 +105,14 @@ def _(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 @torch.library.custom_op("stillhouse::add_layer_norm", mutates_args=())
 def add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Return the LayerNorm of x + residual over the last axis, and the sum x + residual.
+    """Return the LayerNorm of x + residual over the last axis, and x + residual, both with the shape and dtype of x.
 
     The norm is computed from the sum before the sum is rounded to its dtype.
 
     Args:
-        x: float16, bfloat16 or float32, [..., D].
-        residual: tensor with the shape and dtype of x.
+        x, residual: tensors of the same shape, [..., D], and the same dtype: float16, bfloat16 or float32.
         weight, bias: [D].
         eps: added to the variance.
-
-    Returns:
-        The norm and the sum, both with the shape and dtype of x.
     """
     x, residual = _check_weights(x, weight, bias), residual.contiguous()
     if residual.shape != x.shape or residual.dtype != x.dtype:

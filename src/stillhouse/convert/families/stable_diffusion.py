@@ -259,13 +259,8 @@ def export_vae(vae: Any, encoder: Path, decoder: Path, weights: Path) -> None:
 def _convert_tokenizer(source: Source, role: str, stage: Path) -> int:
     """Write the CLIP tokenizer of a text encoder; return the length, in tokens, to which the tokenizer pads a text.
 
-    Args:
-        source: the checkpoint.
-        role: role of the text encoder.
-        stage: the pipeline directory that is being written.
-
-    Raises:
-        ImportFailed: the tokenizer has no vocabulary or too large a one, or the encoder takes an attention mask.
+    `role` names the text encoder; `stage` is the pipeline directory that is being written. ImportFailed is raised if
+    the tokenizer has no vocabulary or too large a one, or the encoder takes an attention mask.
     """
     folder = source.directory / tokenizer_folder(role)
     if not ((folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file()):

@@ -93,11 +93,7 @@ def wait_for_latents(folder: Path) -> CachedLatents:
 
 
 def encode_samples(pipeline: Pipeline, samples: Iterable[LatentSample]) -> dict[str, Any]:
-    """Convert samples to the content of a cache file; the pipeline's text encoder encodes their captions.
-
-    Returns:
-        the content of one cache file (shard): the fields of `CachedLatents` by name, for these samples only.
-    """
+    """Encode the captions of samples; return the content of one cache file: the fields of `CachedLatents` by name."""
     latents: list[Tensor] = []
     caption_rows: list[list[int]] = []
     row_of: dict[str, int] = {}

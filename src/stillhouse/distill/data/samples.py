@@ -31,9 +31,8 @@ def shapes_samples(
 
     Args:
         pipeline: pipeline whose autoencoder encodes the pictures.
-        count: number of scenes, including the skipped ones.
+        count, start: number of scenes, and how many of them to skip, because an earlier run has already encoded them.
         seed: decides scenes and captions.
-        start: number of scenes to skip, because an earlier run has already encoded them.
         captions: maximum number of captions of each scene.
     """
     rng = np.random.default_rng((seed, 1))

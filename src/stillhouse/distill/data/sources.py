@@ -38,13 +38,12 @@ def open_samples(
 ) -> Callable[[int], Iterable[LatentSample]]:
     """Return a function that maps a number n to the training samples (clean latents with captions) from sample n on.
 
+    InvalidRequest is raised if the settings name neither data nor prompts, or the file of prompts cannot be used.
+
     Args:
         pipeline: the teacher, which encodes the pictures or generates them.
         settings: source, number and seed of the samples.
         on_skipped: receives each picture of a folder that cannot be used, and the reason.
-
-    Raises:
-        InvalidRequest: the settings name neither data nor prompts, or the file of prompts cannot be used.
     """
     if settings.data in EMBEDDED:
         return lambda start: shapes_samples(pipeline, settings.samples, settings.seed, start)

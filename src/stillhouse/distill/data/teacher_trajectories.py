@@ -382,15 +382,13 @@ def _start_edit(
     rng: np.random.Generator,
     source: ImageTrajectory,
 ) -> ImageTrajectory:
-    """Start an image-to-image trajectory from the latents of a finished trajectory, noised to the route's first level.
+    """Start an image-to-image trajectory from the latents of `source`, noised to the route's first level.
 
     Args:
-        pipeline: the teacher.
+        pipeline, source: the teacher, and a finished trajectory whose picture is edited.
         sample_caption: draws a new caption with `rng`; half of the edits keep the caption of `source` instead.
         route: the teacher's timestep grid, and the noise level at which the edit starts.
-        guidance: smallest and largest guidance scale.
-        rng: decides caption, guidance scale and noise.
-        source: the finished trajectory whose picture is edited.
+        guidance, rng: smallest and largest guidance scale; `rng` decides caption, guidance scale and noise.
     """
     caption = source.request.prompt if rng.random() < _SAME_CAPTION_SHARE else sample_caption(rng)
     trajectory = _start_trajectory(pipeline, route, caption, guidance, rng)

@@ -296,14 +296,12 @@ def _generate(setup: GenerationSetup, requests: Sequence[ImageRequest], progress
 def _time_setups(setups: Sequence[GenerationSetup], text: str) -> dict[str, list[float]]:
     """Measure the time to generate one picture with each setup.
 
-    Each round measures every setup once, so that all setups see the same load of the machine.
+    Return the seconds of each of 7 rounds, by name of the setup. Each round measures every setup once, so that all
+    setups see the same load of the machine.
 
     Args:
         setups: setups to measure; each first generates one picture that is not measured.
         text: prompt of all pictures.
-
-    Returns:
-        the seconds of each of 7 rounds, by name of the setup.
     """
 
     def measure(setup: GenerationSetup) -> float:

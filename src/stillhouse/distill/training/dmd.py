@@ -109,10 +109,8 @@ class DistributionMatching:
     def _matching_loss(self, rng: np.random.Generator, rollout: RolloutBatch, mask: Tensor) -> Tensor:
         """Return the weighted matching loss plus the fake score network's loss, a scalar.
 
-        Args:
-            rng: decides noise levels and noise.
-            rollout: samples of the student with their conditioning.
-            mask: which samples are used, bool [B].
+        The loss is that of the student's samples in `rollout` that `mask`, bool [B], selects. `rng` decides noise
+        levels and noise.
         """
         student = rollout.student[mask.to(rollout.student.device)]
         inputs = _select_inputs(rollout.inputs, mask, self.uncond)

@@ -100,23 +100,19 @@ def invert_ddim(z: Tensor, z_end: Tensor, start: Levels, end: Levels) -> Tensor:
 def ddim_rollout(denoise: DenoiseFn, z: Tensor, table: LevelTable, path: Tensor) -> Tensor:
     """Sample each row of a batch along its own path of noise levels, and return the final latents, [B, C, h, w].
 
-    One DDIM step is made between consecutive levels of a path.
-
     Args:
-        denoise: the network with the conditioning of the batch.
+        denoise: the network with the batch's conditioning. One DDIM step is made between consecutive levels of a path.
         z: latents at the first level of each path, [B, C, h, w].
-        table: table of noise levels.
-        path: for each row the indices of its levels in the table, int64 [B, levels]. A repeated index leaves the
-            latents unchanged, so that shorter paths can be padded.
+        path: for each row the indices of its levels in `table`, int64 [B, levels]. A repeated index leaves the latents
+            unchanged, so that shorter paths can be padded.
     """
     for before, after in zip(path.unbind(1)[:-1], path.unbind(1)[1:], strict=True):
         start, end = table.at(before), table.at(after)
         is_padding = before == after
         if bool(is_padding.all()):
             continue
-        # A row with a shorter path than other rows has already reached the clean picture, where the network must not be
-        # evaluated. The network is evaluated at the table's first level instead, and the result for this row is
-        # dropped.
+        # A row with a shorter path has already reached the clean picture, where the network must not be evaluated. The
+        # network is evaluated at the table's first level instead, and the result for this row is dropped.
         evaluated = torch.where(start.sigma == 0, torch.zeros_like(before), before)
         moved = ddim_step(z, denoise(z, table.at(evaluated)), start, end)
         z = torch.where(_broadcast(is_padding, z), z, moved)
