@@ -28,14 +28,11 @@ class InvalidDocument(ValueError):
 def convert(kind: type[T], value: object, path: str = "$") -> T:
     """Convert a value that `json.loads` returned to an object of the type `kind`.
 
-    Args:
-        kind: a dataclass, or another type that msgspec converts to. Where the type has a float, an integer is accepted
-            too, but no bool.
-        value: dict, list or scalar.
-        path: where `value` lies in its document, for the error message; "$" is the whole document.
+    A field that is missing, unknown, of another type or outside its range raises InvalidDocument.
 
-    Raises:
-        InvalidDocument: a field is missing or unknown, or its value has another type or is outside its range.
+    Args:
+        kind: a dataclass, or another type that msgspec converts to. An integer is accepted for a float, a bool is not.
+        path: where `value` lies in its document, for the error message; "$" is the whole document.
 
     >>> convert(tuple[int, ...], [1, 2])
     (1, 2)
@@ -72,15 +69,10 @@ def read_toml(kind: type[T], path: Path, fix: str) -> T:
 
 
 def _parts(kind: Any, value: object, path: str) -> Iterator[tuple[str, Any, object]]:
-    """Yield path, type and value of each entry of a dict or list that is to be converted.
+    """Yield path, type and value of each entry of a dict or list that is to be converted to the type `kind`.
 
-    Args:
-        kind: type to which the dict or list is to be converted.
-        value: the dict or list; another value has no entries.
-        path: path of `value` in its document; the paths of the entries begin with it.
-
-    Raises:
-        InvalidDocument: a key of the dict is no field of the dataclass `kind`.
+    `path` is the path of `value` in its document; the paths of the entries begin with it. A value that is no dict or
+    list has no entries. A key of the dict that is no field of the dataclass `kind` raises InvalidDocument.
     """
     if get_origin(kind) in (Union, UnionType) and len(some := set(get_args(kind)) - {NoneType}) == 1:
         kind = some.pop()

@@ -45,17 +45,12 @@ class PrecisionRecall:
 
 
 def precision_recall(reference: Features, other: Features, neighbours: int = NEIGHBOURS) -> PrecisionRecall:
-    """Return precision and recall of Kynkaanniemi et al. (arXiv 1904.06991), section 3.
+    """Return precision and recall of a set of pictures: Kynkaanniemi et al. (arXiv 1904.06991), section 3.
 
-    A picture lies inside a set's manifold where its distance to some picture of the set is at most that picture's
-    distance to its `neighbours`th nearest picture in the set. A low recall shows that the other set lacks diversity.
-
-    Args:
-        reference, other: float [pictures, features], of the same number of pictures, more than `neighbours`.
-        neighbours: k of the paper.
-
-    Raises:
-        ValueError: the sets differ in size, or have no more than `neighbours` pictures.
+    Precision is the share of `other` inside the manifold of `reference`. Recall is the reverse: it is low where `other`
+    lacks diversity. A picture lies inside a set's manifold where its distance to some picture of the set is at most
+    that picture's distance to its `neighbours`th nearest picture in the set (k of the paper). Both sets are float
+    [pictures, features] of one shape, with more pictures than `neighbours`; other sets raise ValueError.
     """
     _check_features(reference, other)
     if len(reference) != len(other) or len(reference) <= neighbours:

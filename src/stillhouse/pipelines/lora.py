@@ -106,14 +106,10 @@ class Adapter:
         return len(placed)
 
     def placed(self, component: str, shapes: Mapping[str, tuple[int, ...]]) -> Sequence[tuple[str, Delta]]:
-        """Return the changes of one network: the torch name of each layer, and the change times the adapter's weight.
+        """Return, for each layer of a network that changes, its torch name and its change times the adapter's weight.
 
-        Args:
-            component: role of the network.
-            shapes: shapes of the weights of the network's layers, by torch name.
-
-        Raises:
-            ImportFailed: a layer of the file is not in `shapes`, or has another shape there.
+        `component` is the role of the network. `shapes` has the shapes of the weights of all its layers, by torch name.
+        A layer of the file that is not in `shapes`, or has another shape there, raises ImportFailed.
         """
         places, deltas = layer_names(shapes), self.layers.get(component, {})
         unknown = [name for name in deltas if name not in places]

@@ -111,10 +111,8 @@ class Pipeline:
     def start(self, request: ImageRequest | Resolved, *, noise: Array | None = None) -> ImageTrajectory:
         """Start a picture: encode its prompt and image, and make its first latents, on the pipeline's device.
 
-        Args:
-            request: an `ImageRequest`, which is resolved first, or a `Resolved`.
-            noise: standard normal noise, float32 [channels, height / downscale, width / downscale]; None: noise of the
-                request's seed.
+        An `ImageRequest` is resolved first. `noise` is standard normal noise, float32 [channels, height / downscale,
+        width / downscale]; None: noise of the request's seed.
 
         Raises:
             InvalidRequest: this pipeline cannot serve the request, or the noise has another shape or dtype.
@@ -268,14 +266,9 @@ class Pipeline:
         return to_pixels(decode_tiled(decode, clean, tile // latent.downscale, latent.downscale))
 
     def run(self, component: str, feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
-        """Run a network and return its outputs by name.
-
-        A batch is split and padded where the network has static batch sizes; see `batch_sizes`. Outputs are of the kind
-        of the inputs: NumPy arrays, or arrays on the pipeline's device, which the next call may overwrite.
-
-        Args:
-            component: role of the network.
-            feeds: inputs by name, with batch axis.
+        """Run the network of role `component` on inputs with batch axis (`feeds`), and return its outputs, all by name.
+        A batch is split and padded where the network has static batch sizes; see `batch_sizes`. Outputs are NumPy
+        arrays if all inputs are, and otherwise arrays on the pipeline's device, which the next call may overwrite.
         """
         is_numpy = all(isinstance(array, np.ndarray) for array in feeds.values()) or self.arrays is NUMPY
         arrays = NUMPY if is_numpy else self.arrays

@@ -133,22 +133,13 @@ def _open(directory: Path, component: Component, feeds: Arrays, threads: int | N
 def _worst_sqnr(
     role: str, component: Component, runner: Runner, feeds: Arrays, expected: Arrays, min_sqnr: float
 ) -> tuple[float, str]:
-    """Run a network, and return the least signal-to-quantization-noise ratio of its outputs in dB, and of which inputs.
+    """Run a network, and return its signal-to-quantization-noise ratio (SQNR) in dB and a text for error messages.
 
-    The network is run on the recorded inputs. A denoiser that is accurate for them is also run on a batch of 8 rows, in
-    which the recorded rows are repeated, unless the network would be compiled anew for this batch size.
-
-    Args:
-        role: role of the network.
-        component: how the network is run.
-        runner: the opened network.
-        feeds: recorded inputs, by name.
-        expected: outputs of the baseline (the network before acceleration) for these inputs, by name.
-        min_sqnr: ratio in dB from which the network is accurate.
-
-    Returns:
-        the ratio for the recorded inputs and an empty text. Where the batch was run, its ratio alone counts: the ratio
-        for the batch and " of 8 rows together", a text to add to an error message.
+    The ratio is the least of all outputs, compared with `expected`: the outputs of the baseline (the network before
+    acceleration) for the recorded inputs `feeds`. `component` says how the network is run. A denoiser with a ratio of
+    `min_sqnr` or more is also run on a batch of 8 rows, which repeats the recorded rows, unless it runs each row by
+    itself or would be compiled anew for this batch size. The ratio of the batch is then returned in place of the first
+    one, with the text " of 8 rows together". Without the batch, the text is empty.
     """
     outputs = runner(feeds)
     worst = min(_sqnr(expected[output], outputs.get(output)) for output in expected)

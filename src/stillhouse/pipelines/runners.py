@@ -82,9 +82,8 @@ class Runners:
     def get(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Runner:
         """Return the opened network of a role, to be called with its inputs. The first call opens the network.
 
-        Args:
-            name: role of the network, or of a graph that the denoiser was split into.
-            shapes: shapes of the inputs by name, for which a static network is opened.
+        `name` is the role of the network, or of a graph that the denoiser was split into. `shapes` are the shapes of
+        the inputs by name, for which a static network is opened.
         """
         component = self._component(name)
         key = (name, tuple(opening_shapes(component, shapes).items()))
@@ -215,13 +214,10 @@ def component_batch_sizes(component: Component) -> tuple[int, ...]:
 def open_component(
     directory: Path, component: Component, shapes: Mapping[str, tuple[int, ...]], options: RunnerOptions
 ) -> Runner:
-    """Open the network of a pipeline directory and return its runner, which is called with inputs by name.
+    """Open a network of a pipeline directory and return its runner, which is called with inputs by name.
 
-    Args:
-        directory: directory of the pipeline.
-        component: graph, backend and precision of the network.
-        shapes: shapes of the inputs by name, for which a static network is opened.
-        options: gives threads and cache only; threads None: as in `component`.
+    `component` gives the network's graph, backend and precision. `shapes` are the shapes of the inputs by name, for
+    which a static network is opened. Of `options`, only threads (None: as in `component`) and cache are used.
     """
     component_options = replace(
         options,

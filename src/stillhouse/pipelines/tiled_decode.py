@@ -68,14 +68,10 @@ def tile_starts(length: int, tile: int) -> list[int]:
 
 
 def _weights(length: int, tile: int, downscale: int) -> list[tuple[int, Array]]:
-    """Return, for each tile along one side, the index of its first latent and its weight at each pixel of the side.
+    """Return, for each tile along one side of the picture, the index of its first latent and the weights of its pixels.
 
-    The weights of all tiles sum to 1 at every pixel.
-
-    Args:
-        length: length of the side, in latents.
-        tile: side of a tile, in latents.
-        downscale: side of one latent, in pixels.
+    The weights of all tiles sum to 1 at every pixel of the side. `length` is the length of the side in latents, `tile`
+    the side of a tile in latents, and `downscale` the side of one latent in pixels.
     """
     starts, side = tile_starts(length, tile), min(tile, length) * downscale
     blend = max((tile - max(int(tile * (1 - OVERLAP)), 1)) * downscale, 1)

@@ -105,10 +105,8 @@ class Tokenizer:
 def open_tokenizer(directory: Path) -> Tokenizer:
     """Open the tokenizer that diffusers or transformers saved in `directory`.
 
-    `tokenizer_config.json` names the padding token, and the start and end tokens where texts get such tokens.
-
-    Raises:
-        PipelineError: a file is missing or broken, or a special token is not in the vocabulary.
+    `tokenizer_config.json` names the padding token, and the start and end tokens where texts get such tokens. A missing
+    or broken file, or a special token that is not in the vocabulary, raises PipelineError.
     """
     try:
         settings = json.loads((directory / "tokenizer_config.json").read_bytes())

@@ -135,9 +135,8 @@ class RateLimiter:
     def charge(self, client: Client, amount: float) -> LimitExceeded | None:
         """Deduct `amount` pixel-steps from the allowance of the client's key and return None.
 
-        If a limit would be exceeded, nothing is deducted and the limit is returned. A charge larger than the token
-        bucket is accepted when the bucket is full, and leaves a negative level. Without this rule, an image that costs
-        more than the bucket holds could never be generated.
+        If a limit would be exceeded, nothing is deducted and the limit is returned. A full token bucket accepts a
+        charge larger than itself, and its level becomes negative: its image could never be generated otherwise.
         """
         if client.rate is None and client.daily is None:
             return None

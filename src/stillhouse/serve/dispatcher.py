@@ -115,10 +115,8 @@ class Dispatcher:
     def submit_all(self, requests: Sequence[GenerationRequest]) -> list[RequestHandle]:
         """Submit all requests of a list, and return their handles in the same order.
 
-        If one request is rejected, none is submitted. All requests must be of one client.
-
-        Raises:
-            StillhouseError: a request is invalid or not allowed, or the server cannot take all requests now.
+        All requests must be of one client. If a request is invalid or not allowed, or the server cannot take all
+        requests now, none is submitted and a StillhouseError is raised.
         """
         tiers = [self._resolve_tier(request) for request in requests]
         pairs = list(zip(requests, tiers, strict=True))

@@ -74,21 +74,13 @@ class JobQueue:
     async def submit(
         self, job_id: str, client: Client, tier: str, request: ImageRequest, image_format: Format
     ) -> JobRecord:
-        """Store a job, which is dispatched later, and return its record.
+        """Store a job, which is dispatched later, and return its record. If a job with this id is already stored,
+        return the record of that job instead.
 
-        If a job with this id is already stored, return the record of that job instead.
-
-        Args:
-            job_id: id of the job.
-            client: owner of the job.
-            tier: name of the requested tier (model).
-            request: image request in which the pipeline's defaults are not yet filled in.
-            image_format: image format of the result.
-
-        Raises:
-            InvalidRequest: the pipeline cannot run the request, or the request exceeds a limit.
-            NotAllowed: the client may not use the tier.
-            Refused: too many jobs are queued, or the store cannot be written.
+        `client` owns the job, and `tier` names the requested tier (model). `request` does not yet contain the
+        pipeline's defaults. `image_format` is the format of the result. If the client may not use the tier, NotAllowed
+        is raised. If the pipeline cannot run the request, or the request exceeds a limit, InvalidRequest is raised. If
+        too many jobs are queued, or the store cannot be written, Refused is raised.
         """
         self.dispatcher.validate(GenerationRequest(request, client, tier))
         try:

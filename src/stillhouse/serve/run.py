@@ -62,7 +62,6 @@ def run_server(
     """Serve until SIGTERM or SIGINT, then finish accepted requests and return. A second signal stops immediately.
 
     Args:
-        settings: server settings.
         cache: directory of compiled networks; None disables the cache.
         on_started: called with the server's addresses when the sockets are open. Workers may still load pipelines then.
 

@@ -171,10 +171,8 @@ def read_server_settings(path: Path) -> ServerSettings:
 def replace_pipelines(settings: ServerSettings, pipelines: Mapping[str, str]) -> ServerSettings:
     """Return a copy of server settings whose tiers are exactly the keys of `pipelines`.
 
-    Args:
-        settings: settings to copy. Tiers that remain keep their other values, except that `also` and `degrade` lose the
-            names of removed tiers. New tiers get default values.
-        pipelines: pipeline (name of a model that this package contains, or directory) of each tier, by tier name.
+    Each value of `pipelines` is the name of a model that this package contains, or a directory. Tiers that remain keep
+    their other values, except that `also` and `degrade` lose the names of removed tiers. New tiers get default values.
     """
     tiers = {
         name: replace(settings.tiers[name], pipeline=pipeline) if name in settings.tiers else TierSettings(pipeline)

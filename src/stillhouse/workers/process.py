@@ -122,13 +122,8 @@ class WorkerProcess(Generic[Sent, Received]):
     def request(self, message: Sent, name: str, timeout: float) -> Received:
         """Send a message, wait for the reply and return it. A process that exceeds its time or memory is killed.
 
-        Args:
-            message: the request.
-            name: what the request is called in the message of an error.
-            timeout: seconds that the process has for its reply.
-
-        Raises:
-            WorkerError: the process died, took longer than `timeout`, or exceeded its memory limit.
+        `timeout` is in seconds. `name` is what an error message calls the request. If the process died, took longer
+        than `timeout`, or exceeded its memory limit, WorkerError is raised.
         """
         deadline = monotonic() + timeout
         self.send(message)

@@ -113,11 +113,9 @@ class Engine:
     def _advance(self, jobs: Sequence[Job], outputs: list[RequestOutput], is_single: bool = False) -> bool:
         """Run one network evaluation for a batch of jobs, and return whether the evaluation succeeded.
 
-        Args:
-            jobs: the batch; empty: nothing is run.
-            outputs: list to which the result of a failed job is appended.
-            is_single: whether the batch has one job, which is removed as failed after an error. Otherwise an error
-                changes no job, and the caller tries each job alone, so that only the faulty job fails.
+        An empty batch succeeds, and nothing is run. If `is_single`, the batch has one job, and an error removes this
+        job as failed and appends its result to `outputs`. Otherwise an error changes no job, and the caller tries each
+        job alone, so that only the faulty job fails.
         """
         if not jobs:
             return True

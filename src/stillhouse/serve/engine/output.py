@@ -86,10 +86,9 @@ def failed_output(request_id: str, error: Exception, action: str = "inference") 
 
 
 def traceback_summary(error: BaseException) -> str:
-    """Return the stack frames of an error and its causes as text, innermost first:
-    `images/files.py:80 read_picture < ...`.
+    """Return the stack frames of an error and its causes as text, innermost first.
 
-    Messages are left out, because a log must not contain prompts or keys.
+    The text reads `images/files.py:80 read_picture < ...`, without messages: a log must not contain prompts or keys.
 
     >>> try:
     ...     [].pop()

@@ -34,16 +34,11 @@ class Policy(Protocol):
 def select_batch(policy: Policy, jobs: Sequence[Job], now: float, cost: CostModel) -> list[Job]:
     """Return the jobs of the next step: the job with the highest priority, and further jobs that fit in its batch.
 
-    Further jobs are taken in order of priority and have the same batch key. The batch has at most the saturation rows
-    of the batch key (more rows gain almost no throughput), unless its first job alone has more. If batches are padded
-    to fixed sizes, the last jobs are left out where a smaller batch has a higher throughput. The result is empty only
-    if there are no jobs.
-
-    Args:
-        policy: scheduling policy, which orders the jobs by priority.
-        jobs: unfinished jobs in order of arrival.
-        now: current time in seconds, on the clock of `Job.arrived`.
-        cost: latency model.
+    Further jobs are taken by priority and have the same batch key. The batch has at most the saturation rows of the key
+    (more rows gain almost no throughput), unless its first job alone has more. If batches are padded to fixed sizes,
+    the last jobs are left out where `cost`, the latency model, gives a smaller batch a higher throughput. The result is
+    empty only if there are no jobs. `jobs` are the unfinished jobs in order of arrival; `policy` orders them by
+    priority. `now` is the current time in seconds, on the clock of `Job.arrived`.
     """
     if not jobs:
         return []
@@ -118,11 +113,9 @@ def check_admission(
 
     Args:
         job: the new job, whose `arrived`, `isolated_seconds` and `tag` were set by `RequestPool.estimate`.
-        jobs: admitted and unfinished jobs, in order of arrival.
-        policy: scheduling policy, which orders the jobs by priority.
+        jobs: admitted and unfinished jobs in order of arrival; `policy` orders them by priority.
         now: current time in seconds, on the clock of `Job.arrived`.
-        cost: latency model.
-        limits: largest number of jobs and largest predicted latency.
+        cost, limits: latency model; largest number of jobs and largest predicted latency.
     """
     if len(jobs) >= limits.max_jobs:
         return Rejection("queue", min(predict_finish_times(jobs, policy, now, cost).values(), default=RETRY_SECONDS))
@@ -244,8 +237,7 @@ class SlackPolicy:
 def can_yield_step(order: Sequence[Job], candidate: Job, now: float, cost: CostModel, margin: float = 0.0) -> bool:
     """Return whether a late job can take one step without making another job miss its latency target.
 
-    The other jobs are assumed to run one after another in the given order. Jobs that miss their target anyway do not
-    count.
+    The other jobs are assumed to run one by one in the given order. Jobs that miss their target anyway do not count.
 
     Args:
         order: all jobs by priority.

@@ -122,12 +122,8 @@ def run_load_test(test: LoadTest, on_progress: ProgressCallback = lambda what, d
 
 
 def report_load_tests(test: LoadTest, results: Sequence[LoadTestResult]) -> LoadReport:
-    """Return one report on the results of several load tests, as if each had started when the previous one ended.
-
-    Args:
-        test: parameters that the load tests shared.
-        results: raw results in the order of the tests. The rate, the load and the isolated latencies of the first test
-            are reported.
+    """Return one report on load tests with the parameters `test`, as if each had started when the previous one ended.
+    `results` are in the order of the tests. The reported rate, load and isolated latencies are those of the first test.
     """
     request_results: list[RequestResult] = []
     start = 0.0

@@ -89,12 +89,8 @@ class HttpResponse:
 
 
 def resolve_endpoint(url: str) -> Endpoint:
-    """Return the endpoint of a server's URL. The host name is resolved, which may block.
-
-    Raises:
-        InvalidRequest: the URL is not an HTTP URL.
-        StillhouseError: the host name cannot be resolved.
-
+    """Return the endpoint of a server's URL. The host name is resolved, which may block. A URL that is not an HTTP URL
+    raises InvalidRequest. A host name that cannot be resolved raises StillhouseError.
     >>> resolve_endpoint("http://127.0.0.1:8000/").port
     8000
     """

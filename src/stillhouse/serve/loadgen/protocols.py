@@ -92,14 +92,9 @@ async def open_protocol(
 ) -> ImageProtocol:
     """Return the protocol of this name. For "kserve", the metadata of the server and its models is read first.
 
-    Args:
-        name: name of the protocol.
-        classes: classes of requests that will be sent.
-        send_request: sends an HTTP request and returns the response.
-
-    Raises:
-        InvalidRequest: the server does not answer with metadata, or a model lacks an input that a class needs.
-        StillhouseError: the metadata does not conform to the protocol.
+    `classes` are the classes of requests that will be sent. `send_request` sends an HTTP request and returns the
+    response. InvalidRequest is raised if the server does not answer with metadata, or a model lacks an input that a
+    class needs. StillhouseError is raised if the metadata does not conform to the protocol.
     """
     if name == "openai":
         return OpenAIProtocol()

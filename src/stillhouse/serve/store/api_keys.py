@@ -54,16 +54,14 @@ class ApiKey:
 def add_key(connection: sqlite3.Connection, tier: str, *, is_admin: bool = False, **limits: float | None) -> str:
     """Create an API key, store it in the database, and return it as text: `still-NAME-SECRET`.
 
-    The database holds only a hash of the secret, so that the text cannot be read again.
+    The database holds only a hash of the secret, so that the text cannot be read again. A limit that is unknown or not
+    above 0 raises InvalidRequest.
 
     Args:
         connection: SQLite database.
         tier: name of the tier (model) that the key uses by default.
         is_admin: whether the key may view and cancel jobs of other keys.
         limits: weight, rate, burst and daily, which override the tier's settings; None does not override.
-
-    Raises:
-        InvalidRequest: a limit is unknown or not above 0.
     """
     for name, limit in limits.items():
         check_choice("limit", name, LIMITS)

@@ -67,12 +67,9 @@ class DenoiserStage:
         return functional.mse_loss(predicted, alpha * noise - sigma * clean)
 
     def evaluate(self) -> Mapping[str, float]:
-        """Generate 100 pictures from captions that training never uses, and score them with the oracle.
+        """Generate 100 pictures from captions that training never uses, and return the oracle's mean scores by name.
 
         The pictures are sampled with 25 steps of diffusers' DDIM. The oracle recognises the figures in pictures.
-
-        Returns:
-            the mean scores by name.
         """
         scheduler = build_scheduler()
         scheduler.set_timesteps(_EVAL_STEPS)

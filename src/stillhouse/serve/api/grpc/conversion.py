@@ -71,8 +71,7 @@ def make_infer_response(
 
     Args:
         request: message of the request, whose model name and id the response repeats.
-        outputs: output tensors.
-        parameters: parameters of the response by name.
+        outputs, parameters: output tensors, and parameters of the response by name.
     """
     return ModelInferResponse(
         model_name=request.model_name,

@@ -81,10 +81,8 @@ class InferenceServicer:
         return pb.RepositoryIndexResponse(models=models)
 
     async def infer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
-        """Generate an image and return it as output tensors.
-
-        If the client cancels the call, the setting `on_disconnect` decides whether the generation is cancelled, or
-        finished and the image stored as a job.
+        """Generate an image and return it as output tensors. If the client cancels the call, the setting
+        `on_disconnect` decides whether the generation is cancelled, or finished and the image stored as a job.
         """
         client = await self._authenticate_for_model(request.model_name, request.model_version, context)
         output_names = unpack_output_names(request)

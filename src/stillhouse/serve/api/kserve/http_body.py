@@ -105,8 +105,7 @@ def format_body(
     """Return the body of an inference response, and the size of its JSON in bytes (None if the body is only JSON).
 
     Args:
-        fields: fields of the JSON besides `outputs`.
-        outputs: output tensors.
+        fields: fields of the JSON besides `outputs`, the output tensors.
         parsed: body of the request, which says whether each output is sent as JSON or as bytes after it.
     """
     headers, tail = [], []

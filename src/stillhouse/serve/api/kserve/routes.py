@@ -160,9 +160,8 @@ class InferOperation(Operation):
     request_max_body_size=MAX_JSON_BODY,
 )
 async def infer(request: ApiRequest, name: FromPath[str], version: FromPath[str] = VERSION) -> Response[bytes]:
-    """Generate an image.
-
-    The input tensors are PROMPT, NEGATIVE_PROMPT, SEED, STEPS and GUIDANCE. The output tensors are IMAGE and SEED.
+    """Generate an image. The input tensors are PROMPT, NEGATIVE_PROMPT, SEED, STEPS and GUIDANCE. The output tensors
+    are IMAGE and SEED.
     """
     client = await _authenticate_for_model(request, name, version)
     service = get_service(request)

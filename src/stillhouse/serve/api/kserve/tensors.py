@@ -189,14 +189,8 @@ def _number(spec: ModelTensor, element: object) -> int | float:
     """Check the element of a numeric input. Return an integer unchanged, and an FP32 as its shortest decimal number.
 
     A client that means 7.3 can only send the nearest FP32. That number is read as 7.3, so that it gives the same image
-    as 7.3 in JSON.
-
-    Args:
-        spec: specification of the input, which names the datatype.
-        element: the element that the client sent.
-
-    Raises:
-        InvalidRequest: the element is not a number of the input's datatype.
+    as 7.3 in JSON. `spec` names the datatype of the input. An element that is not a number of this datatype raises
+    InvalidRequest.
     """
     try:
         if isinstance(element, bool):
