@@ -269,16 +269,11 @@ def _settings(settings: Mapping[str, str]) -> _TensorRTSettings:
             check_choice(name, value, SETTINGS[name])
     chosen = {name: settings.get(name, allowed[0]) for name, allowed in SETTINGS.items()}
     ranges = _parse_ranges(settings["axes"]) if "axes" in settings else {}
-    if ranges and chosen["graphs"] != "none":  # each shape would need a CUDA graph and a context of its own
-        raise InvalidRequest(
-            "graphs is 'cuda', but axes lets lengths of inputs change",
-            allowed="only one of the settings graphs and axes",
-        )
-    if ranges and chosen["batches"] != "apart":
-        raise InvalidRequest(
-            "batches is 'together', but axes lets lengths of inputs change",
-            allowed="only one of the settings batches and axes",
-        )
+    # With axes, each shape would need a CUDA graph and a context of its own, and batches have a range already.
+    for name in ("graphs", "batches"):
+        if ranges and chosen[name] != SETTINGS[name][0]:
+            problem = f"{name} is {chosen[name]!r}, but axes lets lengths of inputs change"
+            raise InvalidRequest(problem, allowed=f"only one of the settings {name} and axes")
     device = settings.get("device", CUDA)
     if device_kind(device) != CUDA:
         raise InvalidRequest(f"device is {device!r}", allowed="cuda, cuda:1 (the GPU with index 1) and so on")

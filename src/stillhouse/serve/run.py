@@ -86,9 +86,8 @@ async def _serve(
     leaving = asyncio.create_task(_drain_on_signal(service, server))
     try:
         address = f"http://{_url_host(settings.host)}:{listener.getsockname()[1]}"
-        app.on_startup.append(
-            partial(_start_grpc, app, service, address, on_started, partial(_fail, failures, server=server))
-        )
+        start_grpc = partial(_start_grpc, app, service, address, on_started, partial(_fail, failures, server=server))
+        app.on_startup.append(start_grpc)
         app.on_shutdown.insert(0, partial(_stop_grpc, app))
         await server.serve([listener])
     finally:

@@ -314,9 +314,8 @@ def _measure_latency(
     trial: Trial, process: CandidateProcess, baseline: BaselineRun | None, context: EvaluationContext
 ) -> Trial:
     timer = process_timer(process, context.timeout)
-    comparison = compare_latency(
-        process_timer(baseline.process, context.timeout) if baseline else timer, timer, context.timing_budget
-    )
+    baseline_timer = process_timer(baseline.process, context.timeout) if baseline else timer
+    comparison = compare_latency(baseline_timer, timer, context.timing_budget)
     ratio = comparison.ratio
     # If `baseline` is None, this trial is itself the baseline and was timed against itself: its speed-up is 1 by
     # definition, and the interval around 1 shows the noise of the machine.

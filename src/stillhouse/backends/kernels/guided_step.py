@@ -174,14 +174,12 @@ def _check(z: Tensor, output: Tensor, rows: Tensor | None, weights: Tensor, prev
             allowed="[pictures, C, h, w] and [rows, C, h, w], in one size [C, h, w]",
         )
     if rows is None and len(output) != 2 * len(z):
-        raise InvalidRequest(
-            f"there are {len(output)} rows of output for {len(z)} pictures",
-            allowed=f"{2 * len(z)} (two for each picture), or the argument `rows`",
-        )
+        allowed = f"{2 * len(z)} (two for each picture), or the argument `rows`"
+        raise InvalidRequest(f"there are {len(output)} rows of output for {len(z)} pictures", allowed=allowed)
     terms = 1 if rows is None or rows.ndim != 2 else max(rows.shape[1] - 1, 1)
     has_rows = rows is None or (rows.shape == (len(z), 1 + terms) and rows.dtype == torch.int32)
     if not has_rows or weights.shape != (len(z), len(STEP_WEIGHTS) + terms):
-        shown = "None" if rows is None else f"{list(rows.shape)}"
+        shown = None if rows is None else list(rows.shape)
         raise InvalidRequest(
             f"rows {shown} and weights {list(weights.shape)} do not fit {len(z)} pictures",
             allowed=f"rows int32 [{len(z)}, 1 + T], weights [{len(z)}, {len(STEP_WEIGHTS)} + T] for T guidance terms",

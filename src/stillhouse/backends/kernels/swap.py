@@ -81,10 +81,7 @@ class FusedTransformerBlock(BasicTransformerBlock):  # type: ignore[misc]
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
-        """Return tokens [B, N, D] after self-attention, cross-attention and feed-forward of tokens [B, N, D].
-
-        The named arguments are those of diffusers' block; further arguments are ignored.
-        """
+        """Return tokens [B, N, D] after attention and feed-forward; named arguments as in diffusers, others ignored."""
         first, second, third = self.norm1, self.norm2, self.norm3
         states = layer_norm(hidden_states, first.weight, first.bias, first.eps)
         own = encoder_hidden_states if self.only_cross_attention else None

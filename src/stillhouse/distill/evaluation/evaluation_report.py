@@ -147,9 +147,7 @@ def _result_row(result: EvaluationResult, is_first: bool) -> list[str]:
         f"{1000 * result.latency.median:.1f}",
         *scored,
         *similarity,
-        f"{result.frechet:.2f}",
-        f"{result.precision:.2f}",
-        f"{result.recall:.2f}",
+        *(f"{value:.2f}" for value in (result.frechet, result.precision, result.recall)),
         f"{100 * result.relative_diversity:.0f} %",
         *_external_metrics(result).values(),
     ]
