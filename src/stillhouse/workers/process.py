@@ -210,7 +210,8 @@ class WorkerProcess(Generic[Sent, Received]):
             self.kill()
             sizes = [f"{count / 2**30:.1f} GiB" for count in (used, others, self.memory.limit)]
             shared = f" beside {sizes[1]} of the processes that share its limit" if self.memory.others else ""
-            raise WorkerError(f"the worker process took {sizes[0]} of memory{shared}, more than the {sizes[2]} allowed")
+            problem = f"the worker process took {sizes[0]} of memory{shared}, more than the {sizes[2]} allowed"
+            raise WorkerError(f"{problem}; set a higher limit")
 
 
 @dataclass(slots=True)

@@ -153,8 +153,8 @@ def judge_trial(trial: Trial, bounds: Bounds) -> Trial:
     pictures, drop = trial.pictures, bounds.max_score_drop
     is_conclusive = pictures is None or pictures.score is None or pictures.count >= FULL_PICTURES
     if not is_conclusive:
-        # A candidate without options does not change the sampling, and each of its networks was judged before. Its
-        # score is therefore not bounded while only few pictures were scored.
+        # A candidate without options does not change the sampling, and each of its networks was judged before. So no
+        # limit applies to the drop of its score as long as too few pictures were scored.
         if not trial.candidate.options:
             drop = None
         elif drop is not None and pictures and pictures.count <= SCREENING_PICTURES:

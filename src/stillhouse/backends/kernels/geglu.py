@@ -69,7 +69,9 @@ def _geglu(
 @triton.jit
 def _normal_cdf(x):
     """Return the normal cumulative distribution at x, computed from the smaller tail, so that no digits cancel."""
-    t = 1.0 / (1.0 + 0.23164188911 * tl.abs(x))  # 0.3275911 / sqrt(2), since erf is computed at x / sqrt(2)
+    # Formula 7.1.26 of Abramowitz and Stegun approximates erf with the constant 0.3275911. The constant is divided by
+    # sqrt(2) here, because the normal distribution needs erf at x / sqrt(2).
+    t = 1.0 / (1.0 + 0.23164188911 * tl.abs(x))
     rest = 1.421413741 + t * (-1.453152027 + t * 1.061405429)
     tail = 0.5 * t * (0.254829592 + t * (-0.284496736 + t * rest)) * tl.exp(-0.5 * x * x)
     return tl.where(x < 0, tail, 1.0 - tail)
