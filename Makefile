@@ -96,7 +96,7 @@ protocol: .venv/full.stamp ## make the messages of gRPC and of ONNX from their .
 constraints: .venv/full.stamp ## pin what is installed now
 	$(BIN)/python -m pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//' > constraints.txt
 
-clean: ## remove everything that this file has made
+clean: ## remove what this file has built; what the server stored in stillhouse-data stays
 	rm -rf .venv build dist src/*.egg-info demo.png .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 

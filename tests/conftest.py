@@ -27,9 +27,9 @@ Checkpoint = Callable[[str], Path]
 Opened = Callable[[str], Pipeline]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Run the files that take longest first, so that the processes of pytest-xdist end at about the same time."""
-    if DURATIONS.is_file():
+    if hasattr(config, "workerinput") and DURATIONS.is_file():
         sort_by_duration(items, json.loads(DURATIONS.read_text(encoding="utf-8")))
 
 

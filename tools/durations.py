@@ -29,9 +29,9 @@ class DurationRecorder:
         """Add the seconds of one phase of a test. With pytest-xdist, only the main process is told."""
         self._seconds[report.nodeid.partition("::")[0]] += report.duration
 
-    def pytest_sessionfinish(self) -> None:
-        """Write the seconds, the longest first. Processes that pytest-xdist starts have none to write."""
-        if self._seconds:
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
+        """Write the seconds, the longest first, unless the session was interrupted."""
+        if self._seconds and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
             ranked = sorted(self._seconds.items(), key=lambda entry: -entry[1])
             text = json.dumps({file: round(seconds, 1) for file, seconds in ranked}, indent=1)
             self.file.write_text(text + "\n", encoding="utf-8")

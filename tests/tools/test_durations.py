@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tools.durations import DurationRecorder, sort_by_duration
 
 
@@ -21,12 +23,20 @@ def test_seconds_of_a_file_are_added_up(tmp_path: Path) -> None:
     reports: list[Any] = [Named("a.py::one", 1.0), Named("b.py::x[a::b]", 4.0), Named("a.py::two", 2.0)]
     for report in reports:
         recorder.pytest_runtest_logreport(report)
-    recorder.pytest_sessionfinish()
+    recorder.pytest_sessionfinish(0)
     assert json.loads((tmp_path / "durations.json").read_text()) == {"b.py": 4.0, "a.py": 3.0}
 
 
 def test_a_process_without_reports_writes_nothing(tmp_path: Path) -> None:
-    DurationRecorder(tmp_path / "durations.json").pytest_sessionfinish()
+    DurationRecorder(tmp_path / "durations.json").pytest_sessionfinish(0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_session_writes_nothing(tmp_path: Path) -> None:
+    recorder = DurationRecorder(tmp_path / "durations.json")
+    report: Any = Named("a.py::one", 1.0)
+    recorder.pytest_runtest_logreport(report)
+    recorder.pytest_sessionfinish(pytest.ExitCode.INTERRUPTED)
     assert not list(tmp_path.iterdir())
 
 

@@ -37,8 +37,8 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT, areas: Sequence[A
         areas: where mutants are drawn.
 
     Returns:
-        1 if a mutant that was killed in the compared result is not killed now, 2 if there are no tests or they fail
-        on the original source, otherwise 0.
+        1 if a mutant that was killed in the compared result is not killed now, 2 if there are no tests, they fail on
+        the original source, or a number is unknown, otherwise 0.
     """
     arguments = _read_arguments(argv, root)
     source, earlier = root / "src", _read_earlier(arguments)
@@ -51,6 +51,10 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT, areas: Sequence[A
     else:
         numbered = dict(enumerate(draw_mutants(source, areas, arguments.count, seed), 1))
     if arguments.only:
+        known = {entry["number"] for entry in earlier["mutants"]} if earlier else set(numbered)
+        if unknown := set(arguments.only) - known:
+            print(f"there is no mutant {min(unknown)}; allowed: {min(known)} to {max(known)}", file=sys.stderr)
+            return 2
         numbered = {number: numbered[number] for number in arguments.only if number in numbered}
     head = {"commit": _commit(root), "tests": _commit(arguments.tests), "seed": seed}
 

@@ -48,7 +48,8 @@ class AccelerateOptions:
         backends: names of the backends to try; empty: all backends.
         recipes: names of quantization recipes or precisions to try; empty: all. The f32 baseline is always tried.
         timing_budget: number of rounds and seconds of each latency comparison; None: a default for each component.
-        final_timing_budget: number of rounds and seconds of the timing that decides between the fastest candidates.
+        final_timing_budget: number of rounds and seconds of the timing that decides between the fastest candidates; a
+            changed copy of FINAL_BUDGET keeps its number of openings.
         requests: images to generate for calibration and comparison; empty: captions or general prompts.
         students: names of distilled students to try in place of the pipeline, as `students.add_students` returns them.
         inputs: for a single ONNX file, an .npz file of inputs; None: inputs are generated.

@@ -15,7 +15,10 @@ from stillhouse.accelerate.evaluation.candidate_worker import LARGE_BATCH_FILE, 
 from stillhouse.accelerate.evaluation.task import CandidateTask
 from stillhouse.accelerate.records.candidate import Candidate
 from stillhouse.backends.runner import GraphRunner
+from stillhouse.core import ImageRequest
+from stillhouse.pipelines.load import find_pipeline
 from stillhouse.pipelines.manifest import Component
+from stillhouse.pipelines.pipeline import ImageTrajectory, Pipeline
 
 UNET = Path(stillhouse.__file__).parent / "shapes/weights/unet/model.onnx"
 
@@ -168,3 +171,20 @@ def test_a_batch_that_a_network_was_not_opened_for_is_timed_on_one_that_is(
     worker.open()
     assert worker.time_batch(rows, 1) > 0
     assert sizes == opened
+
+
+def test_each_picture_of_a_timing_is_generated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+    start = Pipeline.start
+
+    def record(pipeline: Pipeline, request: ImageRequest) -> ImageTrajectory:
+        started.append(request.prompt)
+        return start(pipeline, request)
+
+    monkeypatch.setattr(Pipeline, "start", record)
+    candidate = Candidate("pipeline", "onnxruntime", "baseline")
+    worker = CandidateWorker(
+        CandidateTask(candidate, "", str(tmp_path), "", threads=1, pipeline=str(find_pipeline("shapes-1")))
+    )
+    assert worker.time_pictures(ImageRequest("a red circle"), 3) > 0
+    assert started == ["a red circle"] * 3

@@ -30,6 +30,13 @@ def test_short_calls_are_bundled_into_laps_of_a_fair_length() -> None:
     assert calibrate_calls(constant_timer(100.0), 0.1) == 1
 
 
+def test_a_budget_sets_the_length_of_its_rounds() -> None:
+    calls_log: list[int] = []
+    budget = TimingBudget(min_rounds=2, max_rounds=2, round_seconds=0.02)
+    compare_latency(constant_timer(1.0), constant_timer(0.001, calls_log), budget)
+    assert calls_log[-1] == pytest.approx(20, abs=1)
+
+
 def test_drift_that_both_feel_does_not_move_the_ratio() -> None:
     turns = iter(range(10_000))
 

@@ -225,7 +225,7 @@ class PipelineProcesses:
     def timer(self, candidate: Candidate) -> Callable[[int], float]:
         """Return a function that generates a number of pictures with a candidate, and returns their total seconds."""
         process, request = self._process(candidate), self._first_request(candidate)
-        return lambda calls: process.call(TimePictures(request, calls), timeout=self.sweep.timeout)
+        return lambda calls: process.call(TimePictures(request, calls), timeout=calls * self.sweep.timeout)
 
     def _start(self, process: CandidateProcess) -> None:
         candidate = process.task.candidate

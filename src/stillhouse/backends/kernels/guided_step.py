@@ -170,8 +170,8 @@ def cases() -> Iterator[CompileCase]:
 def _check(z: Tensor, output: Tensor, rows: Tensor | None, weights: Tensor, previous: Tensor | None) -> None:
     if z.ndim != 4 or output.ndim != 4 or output.shape[1:] != z.shape[1:]:
         raise InvalidRequest(
-            f"latents {list(z.shape)} and outputs {list(output.shape)} differ in size",
-            allowed="[pictures, C, h, w] and [rows, C, h, w], in one size [C, h, w]",
+            f"latents {list(z.shape)} and outputs {list(output.shape)} are not [pictures, C, h, w] and [rows, C, h, w]",
+            allowed="four axes each, and one size [C, h, w]",
         )
     if rows is None and len(output) != 2 * len(z):
         allowed = f"{2 * len(z)} (two for each picture), or the argument `rows`"
@@ -179,7 +179,7 @@ def _check(z: Tensor, output: Tensor, rows: Tensor | None, weights: Tensor, prev
     terms = 1 if rows is None or rows.ndim != 2 else max(rows.shape[1] - 1, 1)
     has_rows = rows is None or (rows.shape == (len(z), 1 + terms) and rows.dtype == torch.int32)
     if not has_rows or weights.shape != (len(z), len(STEP_WEIGHTS) + terms):
-        shown = None if rows is None else list(rows.shape)
+        shown = "in pairs" if rows is None else list(rows.shape)
         raise InvalidRequest(
             f"rows {shown} and weights {list(weights.shape)} do not fit {len(z)} pictures",
             allowed=f"rows int32 [{len(z)}, 1 + T], weights [{len(z)}, {len(STEP_WEIGHTS)} + T] for T guidance terms",

@@ -116,9 +116,8 @@ def add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, ep
     """
     x, residual = _check_weights(x, weight, bias), residual.contiguous()
     if residual.shape != x.shape or residual.dtype != x.dtype:
-        raise InvalidRequest(
-            f"a residual of {list(residual.shape)} does not fit {list(x.shape)}", allowed="the same shape and dtype"
-        )
+        shapes = [f"{list(tensor.shape)} {tensor.dtype}" for tensor in (residual, x)]
+        raise InvalidRequest(f"residual {shapes[0]} does not fit x {shapes[1]}", allowed="the same shape and dtype")
     if not uses_kernel(x, weight, bias):
         return add_reference(x, residual, weight, bias, eps)
     out, added = torch.empty_like(x), torch.empty_like(x)
