@@ -45,7 +45,8 @@ def test_refuses_what_the_processor_has_not(precision: str, tmp_path: Path) -> N
     if precision in precisions:
         pytest.skip(f"this processor has {precision}")
     with pytest.raises(
-        UnsupportedPrecision, match=f"'{precision}' on this processor; allowed: {', '.join(precisions)}"
+        UnsupportedPrecision,
+        match=f"openvino cannot compute in precision '{precision}' on this processor; allowed: {', '.join(precisions)}",
     ):
         open_runner(write_model(unet(), tmp_path / "model.onnx"), "openvino", RunnerOptions(precision))
 

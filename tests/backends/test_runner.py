@@ -206,7 +206,7 @@ def test_threads_do_not_change_the_result(backend: str, graph: Path, threads: in
 def test_no_threads_and_unknown_precisions_are_refused(backend: str, graph: Path) -> None:
     with pytest.raises(InvalidRequest, match="threads is 0"):
         open_runner(graph, backend, RunnerOptions(threads=0))
-    with pytest.raises(UnsupportedPrecision, match=r"in precision 'f8'.*; allowed: f32"):
+    with pytest.raises(UnsupportedPrecision, match=rf"^{backend} cannot .* in precision 'f8'.*; allowed: f32"):
         open_runner(graph, backend, RunnerOptions(precision="f8"))
 
 

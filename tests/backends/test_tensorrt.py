@@ -171,9 +171,14 @@ def test_settings_that_are_not_known_are_refused(tmp_path: Path) -> None:
         ({"batches": "some"}, "no batches 'some'; allowed: apart, together"),
         (
             {"axes": "rows=1-4", "graphs": "cuda"},
-            "graphs is 'cuda', but axes lets lengths of inputs change; allowed: only one of the settings",
+            "graphs is 'cuda', but axes lets lengths of inputs change; "
+            "allowed: only one of the settings graphs and axes",
         ),
-        ({"axes": "rows=1-4", "batches": "together"}, "batches is 'together', but axes lets lengths of inputs change"),
+        (
+            {"axes": "rows=1-4", "batches": "together"},
+            "batches is 'together', but axes lets lengths of inputs change; "
+            "allowed: only one of the settings batches and axes",
+        ),
         ({"graphs": "yes"}, "no graphs 'yes'"),
         ({"weights": "loose"}, "no weights 'loose'; allowed: fixed, refit"),
         ({"device": "cpu"}, "device is 'cpu'; allowed: cuda, cuda:1"),

@@ -60,7 +60,7 @@ def test_shapes_are_static_unless_axes_may_change() -> None:
         (
             USUAL,
             {"rows": (3, 8)},
-            "axis 0 has minimum, optimum and maximum 3, 2, 8; allowed: lengths of 1 or more that do not",
+            "axis 0 has minimum, optimum and maximum 3, 2, 8; allowed: lengths of 1 or more that do not decrease",
         ),
         (USUAL, {"rows": (0, 8)}, "axis 0 has minimum, optimum and maximum 0, 2, 8"),
         (USUAL, {"row": (1, 8)}, "no axis 'row'; allowed: .*; did you mean 'rows'"),

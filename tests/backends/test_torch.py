@@ -349,7 +349,7 @@ def test_threads_wait_asleep(exported: Exported) -> None:
         ({"memory_format": "channel_last"}, "did you mean 'channels_last'"),
         ({"compile": "yes"}, "no compile 'yes'; allowed: none, full, regional"),
         ({"device": "gpu"}, "device is 'gpu'; allowed: cpu, cuda, cuda:1"),
-        ({"graphs": "cuda"}, "graphs is 'cuda' with device cpu; allowed: none, or a GPU"),
+        ({"graphs": "cuda"}, "graphs is 'cuda' with device cpu; allowed: none, or a GPU as the device"),
         ({"offload": "cpu"}, "offload is 'cpu' with device cpu"),
         (
             {"device": "cuda", "graphs": "cuda", "offload": "cpu"},
@@ -428,7 +428,10 @@ def test_a_network_without_parts_that_kernels_know_is_refused(exported: Exported
 def test_a_gpu_that_cannot_be_used_is_told_with_what_is_missing(
     exported: Exported, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(UnsupportedPrecision, match="'int8' with device cuda; allowed: f32, f16, bf16, auto"):
+    with pytest.raises(
+        UnsupportedPrecision,
+        match="torch cannot compute in precision 'int8' with device cuda; allowed: f32, f16, bf16, auto",
+    ):
         open_torch(exported("sd1"), "int8", device="cuda")
     monkeypatch.setattr(torch_device, "cuda_build_version", lambda: None)
     with pytest.raises(RuntimeMissing, match="was built without CUDA; install the build of torch"):
@@ -461,7 +464,7 @@ def test_no_gpu_memory_is_held_where_nothing_ran_there() -> None:
 
 
 def test_other_options_are_refused(exported: Exported) -> None:
-    with pytest.raises(UnsupportedPrecision, match="precision 'f16'; allowed: f32, bf16, auto"):
+    with pytest.raises(UnsupportedPrecision, match="torch cannot compute in precision 'f16'; allowed: f32, bf16, auto"):
         open_torch(exported("sd1"), "f16")
     with pytest.raises(InvalidRequest, match="streams is 2 on torch"):
         open_runner(exported("sd1"), "torch", RunnerOptions(streams=2))
@@ -528,7 +531,10 @@ def test_a_text_graph_that_does_not_tell_its_layer_is_refused(exported: Exported
     model = onnx.load(graph, load_external_data=False)
     model.graph.node[-1].op_type = "RMSNormalization"
     graph.write_bytes(model.SerializeToString())
-    with pytest.raises(BackendFailed, match="come from the last layer or the one before; import"):
+    with pytest.raises(
+        BackendFailed,
+        match="does not show whether its hidden states come from the last layer or the one before; import",
+    ):
         open_runner(graph, "torch")
 
 

@@ -247,7 +247,8 @@ def test_nothing_moves_when_either_depth_fails(broken: str) -> None:
 def test_kept_features_need_a_network_in_two_depths() -> None:
     with pytest.raises(
         InvalidRequest,
-        match="cache_interval above 1, but the network is not split .*; allowed: cache_interval 1, or a Split",
+        match="cache_interval above 1, but the network is not split in two depths; "
+        "allowed: cache_interval 1, or a SplitDenoiser",
     ):
         advance([picture(1), picture(2)], Network().whole)
 

@@ -151,7 +151,9 @@ def test_grids_refuse_to_end_noisy_or_to_turn_back() -> None:
     noisy, less = NoiseLevel(999, 0.1, 0.9), NoiseLevel(500, 0.5, 0.5)
     with pytest.raises(InvalidRequest, match="end at CLEAN"):
         TimestepGrid((noisy, less))
-    with pytest.raises(InvalidRequest, match="the noise levels do not fall"):
+    with pytest.raises(
+        InvalidRequest, match="the noise levels do not fall: one has as much noise as the level before, or more"
+    ):
         TimestepGrid((less, noisy, CLEAN))
     assert [a.half_log_snr < b.half_log_snr for a, b in pairwise((noisy, less, CLEAN))] == [True, True]
 

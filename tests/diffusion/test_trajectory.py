@@ -289,7 +289,7 @@ def test_batches_without_meaning_are_refused() -> None:
     with pytest.raises(InvalidRequest, match="batch them by size"):
         advance([picture(plan), wide], Network())
     extra = picture(plan, channels=np.zeros((1, 4, 4), np.float32))
-    with pytest.raises(InvalidRequest, match="only some pictures of the batch have extra"):
+    with pytest.raises(InvalidRequest, match="only some pictures of the batch have extra input channels"):
         advance([picture(plan), extra], Network())
     longer = Trajectory(plan, gaussian(0, INITIAL_STEP, SHAPE), {CONDITIONAL: Branch({"text": np.zeros((4, 5))})})
     with pytest.raises(InvalidRequest, match=r"input text has the shapes \[3, 5\], \[4, 5\]; allowed: inputs of one"):

@@ -117,4 +117,6 @@ def test_on_the_command_line(models: Path, tmp_path: Path, capsys: pytest.Captur
     assert f"stillhouse judge {tmp_path / 'out'} --against {models / 'teacher'}" in capsys.readouterr().out
     for words in (["--updates", "3"], ["--step-counts", "4,2"], ["--all"], ["--work", "x"]):
         assert main([*command, "--apply-lora", str(models / "student" / LORA_FILE), *words]) == 2
-        assert "with --apply-lora, which trains nothing\n  allowed: only -o and --force" in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert "training options were given with --apply-lora, which trains nothing\n" in error
+        assert "  allowed: only -o and --force with --apply-lora" in error

@@ -236,7 +236,10 @@ def test_a_student_may_be_a_teacher_and_its_levels_are_kept(
 
 
 def test_a_teacher_of_one_step_is_refused_first(settings: DistillSettings, tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequest, match="the teacher shapes-1 has one step, .*; allowed: .* two"):
+    with pytest.raises(
+        InvalidRequest,
+        match="the teacher shapes-1 has one step, so no student can have fewer; allowed: a pipeline of two steps",
+    ):
         distill(
             "shapes-1", tmp_path / "student", DistillSettings(data="shapes"), tmp_path / "work", RecordingProgress()
         )

@@ -195,7 +195,8 @@ LAYER = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
     [
         ({"unet.mid_block.no_such_layer.lora_A.weight": (4, 32), "unet.mid_block.no_such_layer.lora_B.weight": (64, 4)},
          "1 layers are not in this denoiser, such as mid_block_no_such_layer"),
-        ({f"{LAYER}.lora_A.weight": (4, 33), f"{LAYER}.lora_B.weight": (64, 4)}, r"denoiser has the shape \[64, 32"),
+        ({f"{LAYER}.lora_A.weight": (4, 33), f"{LAYER}.lora_B.weight": (64, 4)},
+         r"it was made for another denoiser: this denoiser has the shape \[64, 32\] in layer"),
         ({f"{LAYER}.lora_A.weight": (4, 32)}, "1 keys are not LoRA"),
         ({f"{LAYER}.hada_w1_a": (4, 32)}, "1 keys are not LoRA of denoiser, such as .*hada_w1_a"),
         ({"text_encoder_2.layer.lora_A.weight": (4, 32)}, "1 keys are not LoRA of denoiser, such as text_encoder_2"),

@@ -150,7 +150,8 @@ def test_both_backends_draw_the_same(imported: Checkpoint, opened: Opened) -> No
 
 
 def test_a_picture_that_is_not_done(opened: Opened) -> None:
-    with pytest.raises(InvalidRequest, match="not done: 0 of 3 evaluations have run; allowed: a picture that"):
+    message = "the picture is not done: 0 of 3 evaluations have run; allowed: a picture that is done"
+    with pytest.raises(InvalidRequest, match=message):
         opened("sd1").finish(opened("sd1").start(ImageRequest(PROMPT, **QUICK)))
 
 

@@ -35,7 +35,10 @@ def test_the_manifest_may_shorten_guidance_and_keep_features() -> None:
 
 
 def test_kept_features_need_a_network_that_is_cut() -> None:
-    said = "cache_interval is 2 for tiny, whose denoiser is not split .*; allowed: cache_interval 1; .*`stillhouse acc"
+    said = (
+        "cache_interval is 2 for tiny, whose denoiser is not split for caching; "
+        "allowed: cache_interval 1; .*`stillhouse accelerate`"
+    )
     with pytest.raises(InvalidRequest, match=said):
         resolve(MANIFEST, ImageRequest("", cache_interval=2))
     assert resolve(CUT, ImageRequest("", cache_interval=2)).plan.cache_interval == 2
@@ -103,7 +106,10 @@ def test_a_network_that_is_told_its_guidance_takes_one_row() -> None:
         ({"image": IMAGE, "strength": 0.0}, "strength"),
         ({"image": IMAGE, "strength": 1.5}, "strength is 1.5; allowed: a number from 0 to 1"),
         ({"image": IMAGE, "strength": 0.01}, "leaves no step.*raise the strength"),
-        ({"image": IMAGE, "width": 64}, "the image is 32x48, but the request's size is 64x48; .*resize the i"),
+        (
+            {"image": IMAGE, "width": 64},
+            "the image is 32x48, but the request's size is 64x48; .*leave the size out, or resize the image",
+        ),
         ({"image": IMAGE[:47]}, "height is 47; allowed: multiples of 16; try 32 or 48 and resize the image"),
         ({"image": IMAGE[..., 0]}, r"image is uint8 \[48, 32\]; allowed: uint8 \[height, width, 3\]"),
         ({"image": IMAGE.astype(float)}, r"image is float64"),

@@ -94,7 +94,10 @@ def test_texts_may_have_no_start_and_no_end_token(
     assert tokens.ids.tolist() == [*ids, *[0] * (4 - len(ids))]
     assert tokens.mask.tolist() == [1] * len(ids) + [0] * (4 - len(ids))
     assert tokenizer.fits("a " * len(absent)) and not tokenizer.fits("a " * 5)
-    with pytest.raises(PipelineError, match="tokenizer of text_encoder does not name both .*bos_token"):
+    with pytest.raises(
+        PipelineError,
+        match="tokenizer of text_encoder does not name both a start token and an end token; .*bos_token and eos_token",
+    ):
         STABLE_DIFFUSION.tokenize({"text_encoder": tokenizer}, "a circle", ())
 
 

@@ -508,7 +508,8 @@ def test_job_larger_than_the_daily_quota_is_refused(
 ) -> None:
     poor = replace(ANYBODY, daily=2 * 64 * 64.0)
     dispatcher[0].validate(make_request(client=poor, steps=2))
-    with pytest.raises(InvalidRequest, match="12,288 pixel-steps .*; allowed: up to 8,192 pixel-steps a day"):
+    message = r"12,288 pixel-steps \(pixels times evaluations\); allowed: up to 8,192 pixel-steps a day with this key"
+    with pytest.raises(InvalidRequest, match=message):
         dispatcher[0].validate(make_request(client=poor))
 
 

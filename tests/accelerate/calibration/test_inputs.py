@@ -348,7 +348,7 @@ def test_an_axis_in_front_holds_several(graphs: dict[str, Path], tmp_path: Path)
         ),
         (
             {"input_ids": IDS[0], "attention_mask": IDS},
-            r"'input_ids' has 1 axes; allowed: 2 axes, or 3 of which the first counts sets",
+            r"'input_ids' has 1 axes; allowed: 2 axes, or 3 of which the first counts sets of inputs",
         ),
         (
             {"input_ids": IDS, "attention_mask": IDS[:, :3]},
@@ -356,11 +356,13 @@ def test_an_axis_in_front_holds_several(graphs: dict[str, Path], tmp_path: Path)
         ),
         (
             {"input_ids": np.stack([IDS] * 2), "attention_mask": np.stack([IDS] * 3)},
-            r"has different numbers of input sets in its arrays: input_ids 2, attention_mask 3; allowed: the same",
+            r"has different numbers of input sets in its arrays: input_ids 2, attention_mask 3; "
+            r"allowed: the same number of sets in each array, at least 1",
         ),
         (
             {"input_ids": IDS[None][:0], "attention_mask": IDS},
-            r"has different numbers of input sets in its arrays: input_ids 0; allowed: the same number of sets",
+            r"has different numbers of input sets in its arrays: input_ids 0; "
+            r"allowed: the same number of sets in each array, at least 1",
         ),
         (
             {"input_ids": np.array([[None]]), "attention_mask": IDS},

@@ -186,4 +186,4 @@ def test_where_nothing_that_can_be_kept_helps_the_rejected_trial_says_so(tmp_pat
     finally:
         network.baseline_run.process.kill()
     assert (same.status, same.candidate) == ("rejected", half)
-    assert "no choice among 1 blocks to keep in float32 makes" in same.reason
+    assert "no choice among 1 blocks to keep in float32 makes the network accurate enough" in same.reason

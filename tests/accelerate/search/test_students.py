@@ -177,7 +177,10 @@ def test_only_students_of_this_very_teacher_are_candidates(teacher: Path, taught
     with pytest.raises(InvalidRequest, match="two students are named tiny-3"):
         add_students(workspace, [str(taught), str(taught)])
     shapes = Workspace("shapes", prepare_workspace("shapes", tmp_path / "shapes").directory, (), is_pipeline=True)
-    with pytest.raises(InvalidRequest, match="distilled from tiny; allowed: students distilled from shapes"):
+    with pytest.raises(
+        InvalidRequest,
+        match="distilled from tiny; allowed: students distilled from shapes with its present files; create one with",
+    ):
         add_students(shapes, [str(taught)])
 
 

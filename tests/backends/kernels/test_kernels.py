@@ -156,14 +156,19 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(InvalidRequest, match="do not fit 2 pictures"):
         guided_step.guided_step(x, torch.ones(4, 6, 2, 2), rows.long(), weights)
     with pytest.raises(
-        InvalidRequest, match="there are 3 rows of output for 2 pictures; allowed: 4 .*, or the argument `rows`"
+        InvalidRequest,
+        match=r"there are 3 rows of output for 2 pictures; allowed: 4 \(two for each picture\), or the argument `rows`",
     ):
         guided_step.guided_step(x, torch.ones(3, 6, 2, 2), None, weights)
     with pytest.raises(
-        InvalidRequest, match=r"\[2, 6\] do not fit 2 pictures; allowed: rows int32 \[2, 1 \+ T\], weights \[2, 5"
+        InvalidRequest,
+        match=r"rows \[2, 3\] and weights \[2, 6\] do not fit 2 pictures; "
+        r"allowed: rows int32 \[2, 1 \+ T\], weights \[2, 5",
     ):
         guided_step.guided_step(x, torch.ones(6, 6, 2, 2), torch.zeros(2, 3, dtype=torch.int32), weights)
-    with pytest.raises(InvalidRequest, match="previous is"):
+    with pytest.raises(
+        InvalidRequest, match=r"previous is \[1, 6, 2, 2\], but z is \[2, 6, 2, 2\]; allowed: the same shape"
+    ):
         guided_step.guided_step(x, torch.ones(4, 6, 2, 2), rows, weights, torch.ones(1, 6, 2, 2))
 
 

@@ -140,7 +140,7 @@ def test_facts_without_a_key_are_limited(tmp_path: Path) -> None:
         assert nobody["requires_key"] and not nobody["is_authenticated"]
         assert nobody["models"] == {} and nobody["reason"] == ""
         wrong = client.get("/v1/studio", headers={"authorization": "Bearer still-no-key"}).json()
-        assert not wrong["is_authenticated"] and "the API key is unknown" in wrong["reason"]
+        assert not wrong["is_authenticated"] and "the API key is unknown or revoked" in wrong["reason"]
         facts_ = client.get("/v1/studio", headers={"authorization": f"Bearer {key}"}).json()
         assert facts_["is_authenticated"] and set(facts_["models"]) == {"free"}
 

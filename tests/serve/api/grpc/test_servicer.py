@@ -73,7 +73,11 @@ def test_requested_outputs_are_sent_in_order(client: triton.InferenceServerClien
         ({"inputs": inputs(GUIDANCE=float("inf"))}, "INVALID_ARGUMENT", "guidance is inf"),
         ({"inputs": inputs()[:0]}, "INVALID_ARGUMENT", "the request has no prompt"),
         ({"outputs": [triton.InferRequestedOutput("STEP")]}, "INVALID_ARGUMENT", "there is no output 'STEP'"),
-        ({"parameters": {"previews": 2}}, "INVALID_ARGUMENT", "allowed: previews with the streaming gRPC method"),
+        (
+            {"parameters": {"previews": 2}},
+            "INVALID_ARGUMENT",
+            "allowed: previews with the streaming gRPC method ModelStreamInfer",
+        ),
         ({"priority": 1}, "INVALID_ARGUMENT", "priority is 1"),
         ({"sequence_id": 5}, "INVALID_ARGUMENT", "a sequence of requests"),
         ({"timeout": 1}, "DEADLINE_EXCEEDED", "queue timeout expired"),

@@ -44,7 +44,9 @@ def test_previews_require_a_stream() -> None:
     assert parse_parameters({"previews": 3}, is_stream=True).previews == 3
     assert parse_parameters({"previews": 0}).previews == 0
     with pytest.raises(
-        InvalidRequest, match="previews cannot be sent in a single response; allowed: .* ModelStreamInfer"
+        InvalidRequest,
+        match="previews cannot be sent in a single response; "
+        "allowed: previews with the streaming gRPC method ModelStreamInfer",
     ):
         parse_parameters({"previews": 3})
 
@@ -52,7 +54,11 @@ def test_previews_require_a_stream() -> None:
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"priority": 3}, "priority is 3, but .*; allowed: 0; request a model with a greater weight"),
+        (
+            {"priority": 3},
+            "priority is 3, but each model has a fixed priority; allowed: 0; "
+            "request a model with a greater weight in the server's settings",
+        ),
         ({"sequence_id": 7, "sequence_start": True}, "a sequence of requests"),
         ({"sequence_id": "one"}, "a sequence of requests"),
         ({"timeout": -1}, "timeout is -1; allowed: a whole number from 0"),

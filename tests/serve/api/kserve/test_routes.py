@@ -142,7 +142,7 @@ def test_asyncio_client(server: Running, client: triton.InferenceServerClient) -
         ({"inputs": [triton.InferInput("PROMPT", [2], "BYTES")]}, "400", "input PROMPT is BYTES [2]"),
         ({"outputs": [triton.InferRequestedOutput("PREVIEW")]}, "400", "there is no output 'PREVIEW'"),
         ({"outputs": [triton.InferRequestedOutput("SEED", class_count=1)]}, "400", "'classification' of output SEED"),
-        ({"parameters": {"previews": 2}}, "400", "allowed: previews with the streaming gRPC method"),
+        ({"parameters": {"previews": 2}}, "400", "allowed: previews with the streaming gRPC method ModelStreamInfer"),
         ({"priority": 1}, "400", "priority is 1"),
         ({"sequence_id": 5}, "400", "a sequence of requests"),
         ({"request_compression_algorithm": "gzip"}, "400", "the body is compressed (gzip)"),
