@@ -526,6 +526,16 @@ def test_a_graph_of_another_network_is_refused(exported: Exported, tmp_path: Pat
         open_runner(graph, "torch")
 
 
+def test_of_missing_weights_three_are_named(exported: Exported, tmp_path: Path) -> None:
+    graph = copy_pipeline(exported("text"), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_bytes())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": config["num_hidden_layers"] + 1}))
+    names = r"\S+\.layer_norm1\.bias, \S+\.layer_norm1\.weight, \S+\.layer_norm2\.bias"
+    message = rf"no fitting weights for 16 tensors of the network, such as {names}; import the model again"
+    with pytest.raises(BackendFailed, match=message):
+        open_runner(graph, "torch")
+
+
 def test_a_text_graph_that_does_not_tell_its_layer_is_refused(exported: Exported, tmp_path: Path) -> None:
     graph = copy_pipeline(exported("text"), tmp_path)
     model = onnx.load(graph, load_external_data=False)

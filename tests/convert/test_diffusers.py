@@ -203,7 +203,12 @@ FAULTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
         lambda d: drop(d / UNET, "conv_in.weight"),
         "no fitting weights for 1 tensors of the network, such as conv_in.weight;",
     ),
-    "another layer": ("sd1", lambda d: drop(d / UNET, "conv_in.bias", (7,)), "unet.*conv_in.bias"),
+    "two layers less": (
+        "sd1",
+        lambda d: drop(d / UNET, "conv_in.weight", "conv_in.bias", "conv_out.weight", "conv_out.bias"),
+        "no fitting weights for 4 tensors of the network, such as conv_in.bias, conv_in.weight, conv_out.bias;",
+    ),
+    "another layer": ("sd1", lambda d: drop(d / UNET, "conv_in.bias", shape=(7,)), "unet.*conv_in.bias"),
     "another kind": ("sd1", lambda d: edit(d / "model_index.json", _class_name="FluxPipeline"), "is a FluxPipeline"),
     "another network": (
         "sd1",
@@ -232,10 +237,13 @@ FAULTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
 }
 
 
-def drop(path: Path, name: str, shape: tuple[int, ...] | None = None) -> None:
+def drop(path: Path, *names: str, shape: tuple[int, ...] | None = None) -> None:
+    """Delete tensors from a safetensors file, or replace them with zeros of another shape."""
     tensors = load_file(path)
-    del tensors[name]
-    save_file(tensors if shape is None else {**tensors, name: torch.zeros(shape)}, path, {"format": "pt"})
+    for name in names:
+        del tensors[name]
+    changed = {} if shape is None else {name: torch.zeros(shape) for name in names}
+    save_file({**tensors, **changed}, path, {"format": "pt"})
 
 
 @pytest.mark.parametrize("fault", FAULTS)

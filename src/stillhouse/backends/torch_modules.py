@@ -107,7 +107,7 @@ def load_module(folder: Path, library_name: str, class_name: str, dtype: torch.d
         )
     if unfit := sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])}):
         raise BackendFailed(
-            f"{folder} has no fitting weights for {len(unfit)} tensors of the network, such as {unfit[0]}",
+            f"{folder} has no fitting weights for {len(unfit)} tensors of the network, such as {', '.join(unfit[:3])}",
             fix="import the model again",
         )
     return network.requires_grad_(False)

@@ -41,7 +41,7 @@ def read_module(folder: Path, kind: Any, dtype: str | None) -> Any:
     wrong = sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])})
     if wrong:
         raise ImportFailed(
-            f"{folder} has no fitting weights for {len(wrong)} tensors of the network, such as {wrong[0]}",
+            f"{folder} has no fitting weights for {len(wrong)} tensors of the network, such as {', '.join(wrong[:3])}",
             fix=REDOWNLOAD,
         )
     return network
