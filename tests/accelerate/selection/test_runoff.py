@@ -271,15 +271,18 @@ class Opened:
         return command.calls * next(self.rounds) if isinstance(command, TimeCalls) else None
 
 
-@pytest.mark.parametrize(("seconds", "openings"), [(None, 3), (2.0, 3), (2.6, 1)])
+@pytest.mark.parametrize(
+    ("seconds", "first_seconds", "openings"),
+    [(None, None, 3), (2.0, 2.0, 3), (2.6, 2.6, 1), (None, 4.9, 3), (4.9, None, 3), (0.0, 5.1, 1)],
+)
 def test_who_opens_quickly_is_opened_three_times_and_timed_as_often(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float | None, openings: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float | None, first_seconds: float | None, openings: int
 ) -> None:
     monkeypatch.setattr("stillhouse.accelerate.selection.runoff.CandidateProcess", Opened)
     monkeypatch.setattr(Opened, "count", 0)
     context = EvaluationContext(tmp_path, tmp_path, tmp_path / "model.onnx", tmp_path / "probes.npz", Bounds())
     baseline, quick = make_trial("baseline"), make_trial("quick")
-    other = make_trial("other", open_seconds=seconds, first_seconds=seconds)
+    other = make_trial("other", open_seconds=seconds, first_seconds=first_seconds)
     process = cast(CandidateProcess, Opened(context.make_task(baseline.candidate)))
     timings = time_side_by_side([baseline, quick, other], context, BaselineRun(process, ()), FINAL_BUDGET)
     assert Opened.count == 2 * openings
