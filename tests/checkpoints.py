@@ -43,7 +43,7 @@ SMALLEST = NetworkSizes(unet=(16,), vae=(4, 8), text_layers=1, picture=16)
 def write_checkpoint(kind: str, directory: Path, sizes: NetworkSizes = NetworkSizes(), *, half: bool = False) -> None:
     """Write one of `KINDS`; `half` stores weights in float16."""
     torch.manual_seed(KINDS.index(kind))
-    tokenizer = directory.parent / f"{kind}-tokenizer"
+    tokenizer = directory.with_name(f"{directory.name}-tokenizer")
     write_tokenizer(tokenizer, padding="!" if kind in ("sd2", "inpaint") else "<|endoftext|>")
     parts: dict[str, Any] = {
         "tokenizer": transformers.CLIPTokenizer.from_pretrained(tokenizer),

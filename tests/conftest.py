@@ -4,7 +4,6 @@ import gc
 import json
 import os
 from collections.abc import Callable, Iterator
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -74,7 +73,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     root = shared_directory(tmp_path_factory, "checkpoints")
 
     def find(kind: str) -> Path:
-        return make_once(root / kind, partial(import_module("tests.checkpoints").write_checkpoint, kind))
+        return make_once(root / kind, lambda path: import_module("tests.checkpoints").write_checkpoint(kind, path))
 
     return find
 
@@ -85,7 +84,7 @@ def imported(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -
     root = shared_directory(tmp_path_factory, "pipelines")
 
     def find(kind: str) -> Path:
-        return make_once(root / kind, partial(import_model, checkpoint(kind)))
+        return make_once(root / kind, lambda path: import_model(checkpoint(kind), path))
 
     return find
 

@@ -24,11 +24,17 @@ LORA_FILE = "student_lora.safetensors"
 
 
 @pytest.fixture(scope="module", params=["sd1", "sd2"])
-def models(request: pytest.FixtureRequest, smallest: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a teacher, its low-rank student, and a fine-tuned copy of the teacher."""
+def models(
+    request: pytest.FixtureRequest, imported: Checkpoint, smallest: Checkpoint, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder with a teacher, its low-rank student, and a fine-tuned copy of the teacher.
+
+    sd1 has cross-attention in its first and last blocks too, sd2 in the middle only.
+    """
     folder = tmp_path_factory.mktemp("models")
+    source = (imported if request.param == "sd1" else smallest)(request.param)
     for name in ("teacher", "tuned"):
-        shutil.copytree(smallest(request.param), folder / name)
+        shutil.copytree(source, folder / name)
         manifest = read_manifest(folder / name)
         if name == "tuned":
             (weights,) = (folder / "tuned" / "unet").glob("*.safetensors")

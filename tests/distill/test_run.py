@@ -77,17 +77,22 @@ Runs = Callable[..., Run]
 
 
 @pytest.fixture(scope="module")
-def runs(smallest: Checkpoint, settings: DistillSettings, tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """A distillation of a teacher by kind and changed settings; equal ones are made once."""
+def runs(
+    smallest: Checkpoint, imported: Checkpoint, settings: DistillSettings, tmp_path_factory: pytest.TempPathFactory
+) -> Runs:
+    """A distillation of a teacher by kind and changed settings; equal ones are made once.
+
+    A `larger` teacher has two blocks instead of one, and cross-attention in one of them.
+    """
     made: dict[str, Run] = {}
 
-    def find(kind: str, all_students: bool = False, **changes: object) -> Run:
-        key = repr((kind, all_students, changes))
+    def find(kind: str, all_students: bool = False, larger: bool = False, **changes: object) -> Run:
+        key, teachers = repr((kind, all_students, larger, changes)), imported if larger else smallest
         if key not in made:
             folder, progress = tmp_path_factory.mktemp("run"), RecordingProgress()
             changed_settings = replace(settings, **changes)  # type: ignore[arg-type]
             out, work = folder / "student", folder / "work"
-            result = distill(smallest(kind), out, changed_settings, work, progress, all_students=all_students)
+            result = distill(teachers(kind), out, changed_settings, work, progress, all_students=all_students)
             made[key] = Run(out, work, result, progress)
         return made[key]
 
@@ -95,19 +100,20 @@ def runs(smallest: Checkpoint, settings: DistillSettings, tmp_path_factory: pyte
 
 
 @pytest.mark.parametrize(
-    ("kind", "diffusers"),
+    ("kind", "larger", "diffusers"),
     [
-        ("sd1", StableDiffusionPipeline),
-        ("sd2", StableDiffusionPipeline),
-        ("sd21", StableDiffusionPipeline),
-        ("xl", StableDiffusionXLPipeline),
+        ("sd1", False, StableDiffusionPipeline),
+        ("sd2", False, StableDiffusionPipeline),
+        ("sd21", False, StableDiffusionPipeline),
+        ("xl", True, StableDiffusionXLPipeline),
     ],
 )
 def test_a_student_of_each_kind_generates_the_same_here_and_in_diffusers(
-    runs: Runs, kind: str, diffusers: type[StableDiffusionPipeline]
+    runs: Runs, kind: str, larger: bool, diffusers: type[StableDiffusionPipeline]
 ) -> None:
-    out = runs(kind).out
-    assert runs(kind).result.directories == (out,)
+    run = runs(kind, larger=larger)
+    out = run.out
+    assert run.result.directories == (out,)
     manifest = read_manifest(out, verify=True)
     assert manifest.distilled is not None and len(manifest.distilled.timesteps or ()) == 2
     assert manifest.sampling.prediction == "v_prediction" and manifest.distilled.guidance == (1.0, 6.0)
@@ -138,30 +144,41 @@ def test_the_evidence_is_complete_and_a_second_run_trains_nothing(
     assert [one["name"] for one in evidence["students"]] == ["guidance", "2-steps"]
     assert all(one["updates"] == 2 and one["hours"] >= 0 and one["scores"] for one in evidence["students"])
     assert evidence["items"] == 3 and evidence["settings"]["step_counts"] == [4, 2]
-    assert str(first.work.parent) not in json.dumps(evidence), "the evidence has no paths of this machine"
+    written = json.dumps(evidence)
+    assert str(first.work.parent) not in written, "the evidence has no paths of this machine"
+    assert str(settings.prompts) not in written
     assert first.progress.encoded == [1, 2, 3] and [log.update for log in first.progress.updates] == [1, 2, 1, 2]
     previews = sorted(path.name for path in (first.work / "previews").iterdir())
     assert previews == ["2-steps-000002.png", "guidance-000002.png"]
     assert (first.work / "2-steps.csv").exists()
     shutil.copytree(first.work, work)
-    distill(smallest("sd2"), tmp_path / "two", settings, work, again)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(PROMPTS)
+    moved = replace(settings, prompts=str(prompts))
+    distill(smallest("sd2"), tmp_path / "two", moved, work, again)
     assert not again.updates and not again.encoded
     weights = [next((out / "unet").glob("*.safetensors")).read_bytes() for out in (first.out, tmp_path / "two")]
     assert weights[0] == weights[1]
     with pytest.raises(FitFailed, match="was trained with another teacher"):
-        distill(smallest("sd2"), tmp_path / "three", replace(settings, guidance=(2.0, 6.0)), work, again)
+        distill(smallest("sd2"), tmp_path / "three", replace(moved, guidance=(2.0, 6.0)), work, again)
     assert not again.encoded
-    other_prompts = tmp_path / "prompts.txt"
-    other_prompts.write_text("something else\n")
+    prompts.write_text("something else\n")
     with pytest.raises(FitFailed, match="was trained with another teacher"):
-        distill(smallest("sd2"), tmp_path / "three", replace(settings, prompts=str(other_prompts)), work, again)
+        distill(smallest("sd2"), tmp_path / "three", moved, work, again)
     assert again.encoded == [1, 2, 3] and not (tmp_path / "three").exists()
 
 
 def test_all_students_of_a_chain_are_written_on_request(runs: Runs) -> None:
-    written = runs("sd2", all_students=True, step_counts=(4, 2, 1)).result.directories
+    """A tiny decoder is trained once, after the chain, and written with each student."""
+    run = runs("sd2", all_students=True, step_counts=(4, 2, 1), decoder_width=16)
+    stages = [log.stage for log in run.progress.updates]
+    assert stages == [name for name in ("guidance", "2-steps", "1-steps", "decoder") for _ in range(2)]
+    written = run.result.directories
     assert [path.name for path in written] == ["student-guidance", "student-2", "student"]
-    first, second, last = map(read_manifest, written)
+    manifests = [read_manifest(path, verify=True) for path in written]
+    assert {manifest.components["decoder"].graph for manifest in manifests} == {"tiny_decoder/model.onnx"}
+    assert all(manifest.evidence["distill"]["decoder"]["updates"] == 2 for manifest in manifests)
+    first, second, last = manifests
     assert first.distilled and first.distilled.timesteps is None and first.distilled.method == "guidance"
     assert second.defaults.steps == 2 and last.defaults.steps == 1
     assert load(written[0]).generate("a red circle", steps=5, guidance=2.0).request.steps == 5
@@ -360,7 +377,7 @@ def test_a_student_of_trajectories_generates_and_can_be_continued(
         assert evidence["begun"]["name"] == three.name
         assert [one["name"] for one in evidence["students"]] == ["3-steps"]
         assert [one["name"] for one in evidence["begun"]["students"]] == ["3-steps", "1-steps"]
-        assert not any(str(folder) in json.dumps(evidence) for folder in (tmp_path, three.parent))
+        assert not any(str(path) in json.dumps(evidence) for path in (tmp_path, three.parent, settings.prompts))
         wider = replace(continued, guidance=(1.0, 7.0))
         with pytest.raises(InvalidRequest, match="within 1 to 6, the range of its own training"):
             distill(smallest(kind), tmp_path / "four", wider, tmp_path / "more", RecordingProgress())

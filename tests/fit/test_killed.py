@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -54,21 +55,27 @@ def train(folder, where, at):
     torch.save([weights(student) for student in students], folder / "weights.pt")
 """
 IMPORTS = """
-import os, signal, sys
+import os, random, signal, sys
 from pathlib import Path
+import numpy as np
 import torch
 """
 RUNS = """
-folder, where, at = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-for name, *kill in (("whole", "nowhere", -1), ("parts", where, at), ("parts", "nowhere", -1)):
-    (folder / name).mkdir(exist_ok=True)
+arguments = iter(sys.argv[1:])
+for folder, where, at in zip(arguments, arguments, arguments):
+    Path(folder).mkdir(exist_ok=True)
     child = os.fork()
     if not child:
-        train(folder / name, *kill)
+        random.seed()
+        np.random.seed()
+        train(Path(folder), where, int(at))
         os._exit(0)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
-"""Each run is a process of its own, forked before torch computes: the libraries are imported once for all three."""
+"""Each run is a process of its own, forked before torch computes: the libraries are imported once for several runs.
+
+Each run seeds the global generators of Python and NumPy afresh, as a new interpreter does.
+"""
 
 
 @pytest.mark.parametrize(
@@ -76,22 +83,34 @@ for name, *kill in (("whole", "nowhere", -1), ("parts", where, at), ("parts", "n
     [(LINE_PROGRAM, "learning", 39), (LINE_PROGRAM, "writing", 39), (CHAIN_PROGRAM, "learning", 9)],
 )
 def test_a_killed_run_resumes_bit_exactly(program: str, where: str, moments: int, tmp_path: Path) -> None:
+    """A chain resumes in a new interpreter, which orders sets of strings in another way."""
     at = random.randint(1, moments)
     print(f"killed at {at}")
-    assert run_training(program, tmp_path, where, at) == [0, -signal.SIGKILL, 0]
+    runs = [("whole", "nowhere", -1), ("parts", where, at), ("parts", "nowhere", -1)]
+    interpreters = [runs[:2], runs[2:]] if program == CHAIN_PROGRAM else [runs]
+    codes = [code for some in interpreters for code in run_training(program, tmp_path, some)]
+    assert codes == [0, -signal.SIGKILL, 0]
     whole, parts = ((tmp_path / name / "weights.pt") for name in ("whole", "parts"))
     assert _is_equal(torch.load(whole, weights_only=True), torch.load(parts, weights_only=True))
     assert not list((tmp_path / "parts").glob("*.partial"))
 
 
-def run_training(program: str, folder: Path, where: str, at: int) -> list[int]:
-    """Train whole, then in parts: a process that kills itself at a point, and one that resumes. Return their codes."""
+def run_training(program: str, root: Path, runs: Sequence[tuple[str, str, int]]) -> list[int]:
+    """Train in an interpreter and return the exit code of each run.
+
+    Args:
+        program: defines `train`.
+        root: folder of the runs' folders.
+        runs: name of the folder, where the process kills itself, and at which time of getting there.
+    """
     environment = {
         **os.environ,
         "PYTHONPATH": f"{Path(__file__).parents[2]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
         "OMP_NUM_THREADS": "1",
+        "PYTHONHASHSEED": "random",
     }
-    command = [sys.executable, "-W", "ignore", "-c", IMPORTS + program + RUNS, str(folder), where, str(at)]
+    arguments = [argument for name, where, at in runs for argument in (str(root / name), where, str(at))]
+    command = [sys.executable, "-W", "ignore", "-c", IMPORTS + program + RUNS, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     codes = [int(code) for code in done.stdout.split()]
