@@ -2,68 +2,39 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from stillhouse.diffusion import Prediction, Schedule, add_noise, make_grid
+from stillhouse.diffusion import add_noise, make_grid
 from stillhouse.distill.data.latent_dataset import LatentBatch, LatentDataset
 from stillhouse.distill.training.methods import DistillationMethod
 from stillhouse.distill.training.networks import Denoiser, DenoiserInputs, GuidedInputs
+from stillhouse.distill.training.student_stage import StudentStage, Weighting
 from stillhouse.distill.training.targets import DenoiseFn, Levels, LevelTable, ddim_rollout, make_level_table
-from stillhouse.fit.recipe import StageRecipe
-
-Weighting = Literal["v", "snr_trunc"]
-"""Name of a weight for the squared error of a predicted clean picture (Salimans and Ho, arXiv 2202.00512, section 4).
-
-v: the weight is SNR + 1, which gives the squared error of the velocity v. snr_trunc: the weight is max(SNR, 1), which
-gives the larger of the squared errors of the clean picture and of the noise."""
 
 _EVAL_STEPS = 20
 """Number of sampling steps in the evaluation of a student that may be sampled at any timesteps."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DistillationStage:
+@dataclass(frozen=True, kw_only=True)
+class DistillationStage(StudentStage):
     """Training task for the loop `fit`: a student learns from a teacher by a distillation method.
 
+    See `StudentStage` for the other fields. The fingerprint covers teacher, data and settings.
+
     Args:
-        name: stem of the names of checkpoints and logs.
-        recipe: hyper-parameters of the training.
         method: distillation method, which decides noise levels and targets of the examples.
         teacher: denoiser with frozen weights.
-        network: the student's network, which is trained.
-        schedule, prediction: noise schedule and prediction type of the student.
         dataset: source of clean latents and text inputs.
         guidance: smallest and largest guidance scale of the examples.
-        weighting: weight of the error by noise level: v (SNR + 1) or snr_trunc (max(SNR, 1)).
-        huber: width of the pseudo-Huber loss; 0: squared error.
-        seed: decides examples and noise.
-        eval_samples: number of pictures in each evaluation.
-        fingerprint: hash of teacher, data and settings; checkpoints with another fingerprint are refused.
     """
 
-    name: str
-    recipe: StageRecipe
     method: DistillationMethod
     teacher: Denoiser
-    network: Any
-    schedule: Schedule
-    prediction: Prediction
     dataset: LatentDataset
     guidance: tuple[float, float]
-    weighting: Weighting = "v"
-    huber: float = 0.0
-    seed: int = 0
-    eval_samples: int = 16
-    fingerprint: str = ""
-
-    @property
-    def student(self) -> Denoiser:
-        """The student's network with its noise schedule and prediction type."""
-        return Denoiser(self.network, self.schedule, self.prediction)
 
     def loss(self, number: int) -> Tensor:
         """Return the loss of batch `number`, a scalar with gradients in the student's network.

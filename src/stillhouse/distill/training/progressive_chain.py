@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stillhouse.diffusion import Schedule, TimestepGrid
 from stillhouse.distill.data.latent_dataset import LatentDataset
-from stillhouse.distill.training.distillation_stage import DistillationStage, Weighting
+from stillhouse.distill.training.distillation_stage import DistillationStage
 from stillhouse.distill.training.low_rank import add_lora, fused_copy, lora_state_dict
 from stillhouse.distill.training.methods import (
     DistillationMethod,
@@ -24,6 +24,7 @@ from stillhouse.distill.training.methods import (
 )
 from stillhouse.distill.training.networks import Denoiser, add_guidance_embedding, student_parameterization
 from stillhouse.distill.training.step_grids import GridPair, plan_edit_grids, plan_grid_pairs, refine
+from stillhouse.distill.training.student_stage import Weighting
 from stillhouse.errors import InvalidRequest
 from stillhouse.fit.fit import fit
 from stillhouse.fit.recipe import StageRecipe

@@ -3,16 +3,16 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from stillhouse.diffusion import Prediction, Schedule, TimestepGrid
+from stillhouse.diffusion import TimestepGrid
 from stillhouse.distill.data.teacher_trajectories import TrajectoryBatch, TrajectoryDataset
-from stillhouse.distill.training.distillation_stage import Weighting, latent_psnr, weighted_loss
-from stillhouse.distill.training.networks import Denoiser, GuidedInputs
+from stillhouse.distill.training.distillation_stage import latent_psnr, weighted_loss
+from stillhouse.distill.training.networks import GuidedInputs
+from stillhouse.distill.training.student_stage import StudentStage
 from stillhouse.distill.training.targets import (
     Levels,
     LevelTable,
@@ -21,7 +21,6 @@ from stillhouse.distill.training.targets import (
     invert_ddim,
     make_level_table,
 )
-from stillhouse.fit.recipe import StageRecipe
 
 ON_POLICY_SHARE = 0.5
 """Share of the examples that start from the student's own latents instead of the teacher's, except at the first step.
@@ -52,16 +51,13 @@ class RolloutBatch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrajectoryRegressionStage:
+class TrajectoryRegressionStage(StudentStage):
     """Training task for the loop `fit`: a student learns from stored trajectories of its teacher.
 
-    A trajectory starts from pure noise (kind 0), or is an edit (image-to-image) at the n-th strength (kind n).
+    A trajectory starts from pure noise (kind 0), or is an edit (image-to-image) at the n-th strength (kind n). See
+    `StudentStage` for the other fields. The fingerprint covers initial weights, data and settings.
 
     Args:
-        name: stem of the names of checkpoints and logs.
-        recipe: hyper-parameters of the training.
-        network: the student's network, which is trained.
-        schedule, prediction: noise schedule and prediction type of the student.
         dataset: two trajectories or more; the last `eval_samples` of them, at most half, are held out for evaluation.
         stored_grids: timestep grid at whose levels the trajectories are stored, for each kind.
         student_grids: timestep grid of the student, for each kind. Each is a subset of the stored grid with the same
@@ -69,32 +65,12 @@ class TrajectoryRegressionStage:
         end_to_end_fraction: share of the examples, 0 to 1, in which the student takes all of its steps. The loss of
             these examples compares the final latents only, with gradients through every step. Where the student
             has n steps, such an example costs as much as n other examples.
-        weighting: weight of the error by noise level: v (SNR + 1) or snr_trunc (max(SNR, 1)).
-        huber: width of the pseudo-Huber loss; 0: squared error.
-        seed: decides examples and steps.
-        eval_samples: number of trajectories in each evaluation.
-        fingerprint: hash of initial weights, data and settings; checkpoints with another fingerprint are refused.
     """
 
-    name: str
-    recipe: StageRecipe
-    network: Any
-    schedule: Schedule
-    prediction: Prediction
     dataset: TrajectoryDataset
     stored_grids: Sequence[TimestepGrid]
     student_grids: Sequence[TimestepGrid]
     end_to_end_fraction: float = 0.0
-    weighting: Weighting = "v"
-    huber: float = 0.0
-    seed: int = 0
-    eval_samples: int = 16
-    fingerprint: str = ""
-
-    @property
-    def student(self) -> Denoiser:
-        """The student's network with its noise schedule and prediction type."""
-        return Denoiser(self.network, self.schedule, self.prediction)
 
     def loss(self, number: int) -> Tensor:
         """Return the loss of batch `number`, a scalar with gradients in the student's network.
