@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from stillhouse import gpu
 from stillhouse.gpu import Gpu, device_error, find_gpus, no_gpu_reason, used_memory
 
 
@@ -70,7 +69,12 @@ def unremembered() -> Iterator[None]:
 
 
 def found(driver: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[Gpu, ...]:
-    monkeypatch.setattr(gpu, "_load_driver", lambda: driver)
+    def load(name: str) -> Any:
+        if driver is None:
+            raise OSError(f"{name}: no such file")
+        return driver
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
     return find_gpus()
 
 
@@ -89,8 +93,8 @@ def test_what_is_in_use_is_asked_of_the_driver_whoever_uses_it(monkeypatch: pyte
     assert used_memory(2) is None
     driver.broken = 2  # no memory is left for a context
     assert used_memory() is None
-    monkeypatch.setattr(gpu, "_load_driver", lambda: None)
-    assert used_memory() is None
+    find_gpus.cache_clear()
+    assert found(None, monkeypatch) == () and used_memory() is None
 
 
 @pytest.mark.parametrize(

@@ -470,21 +470,17 @@ def test_request_larger_than_the_bucket_is_accepted_after_retry_after() -> None:
     assert len(dispatcher.submit_all([make_request(client=slow) for _ in range(3)])) == 3
 
 
-def test_degradation_skips_tiers_that_cannot_run_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_degradation_skips_tiers_that_cannot_run_the_request() -> None:
+    """The free tier's student refuses guidance beyond its range."""
     tiers = {name: replace(tier, max_lateness=1.0) for name, tier in TIERS.items()}
+    tiers["free"] = replace(tiers["free"], pipeline="shapes-3", steps=None, sampler=None)
     dispatcher, _, _ = make_dispatcher_with_worker(ServerSettings(tiers))
-    original = dispatcher._make_job
-
-    def make_job(arguments: GenerationRequest, tier: str, drawn_as: str) -> Any:
-        if drawn_as == "free":
-            raise InvalidRequest("guidance is 9 for a student")
-        return original(arguments, tier, drawn_as)
-
-    monkeypatch.setattr(Dispatcher, "_make_job", lambda self, *arguments: make_job(*arguments))
     slow = replace(ANYBODY, rate=1e9, burst=1e9)
+    with pytest.raises(InvalidRequest, match="guidance is 50"):
+        dispatcher.submit(make_request("free", guidance=50.0, client=slow))
     with pytest.raises(Refused) as refused:
         for number in range(9):
-            dispatcher.submit(make_request("pro", client=replace(slow, key=str(number))))
+            dispatcher.submit(make_request("pro", guidance=50.0, client=replace(slow, key=str(number))))
     assert refused.value.reason == "deadline"
 
 

@@ -19,6 +19,7 @@ from stillhouse.core import ImageRequest
 from stillhouse.pipelines.load import find_pipeline
 from stillhouse.pipelines.manifest import Component
 from stillhouse.pipelines.pipeline import ImageTrajectory, Pipeline
+from stillhouse.pipelines.runners import open_component
 
 UNET = Path(stillhouse.__file__).parent / "shapes/weights/unet/model.onnx"
 
@@ -101,12 +102,12 @@ def test_what_is_held_of_a_gpu_is_what_came_to_be_in_use_or_what_torch_held_at_i
         indices.append(index)
         return next(readings)
 
-    def no_network(self: CandidateWorker, *arguments: Any) -> Any:
+    def no_network(*arguments: Any) -> Any:
         raise RuntimeError("the network is of no interest here")
 
     monkeypatch.setattr("stillhouse.accelerate.evaluation.candidate_worker.used_memory", used)
     monkeypatch.setattr("stillhouse.accelerate.evaluation.candidate_worker.peak_gpu_memory", lambda: torch_peak)
-    monkeypatch.setattr(CandidateWorker, "_open_network", no_network)
+    monkeypatch.setattr("stillhouse.accelerate.evaluation.candidate_worker.open_component", no_network)
     worker = CandidateWorker(replace(task, candidate=Candidate("denoiser", backend, options=options)))
     with pytest.raises(RuntimeError, match="of no interest"):
         worker.open()
@@ -160,13 +161,12 @@ def test_a_batch_that_a_network_was_not_opened_for_is_timed_on_one_that_is(
 ) -> None:
     """As in a pipeline: one opening for each size."""
     sizes: list[int] = []
-    network = CandidateWorker._open_network
 
-    def record(worker: CandidateWorker, component: Component, feeds: Mapping[str, Any]) -> Any:
-        sizes.append(len(feeds["sample"]))
-        return network(worker, component, feeds)
+    def record(folder: Path, component: Component, shapes: Mapping[str, tuple[int, ...]], options: Any) -> Any:
+        sizes.append(shapes["sample"][0])
+        return open_component(folder, component, shapes, options)
 
-    monkeypatch.setattr(CandidateWorker, "_open_network", record)
+    monkeypatch.setattr("stillhouse.accelerate.evaluation.candidate_worker.open_component", record)
     worker = CandidateWorker(replace(task, candidate=Candidate("denoiser", "openvino", options={"shapes": "static"})))
     worker.open()
     assert worker.time_batch(rows, 1) > 0

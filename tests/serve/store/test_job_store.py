@@ -1,5 +1,6 @@
 """Job store: accepted jobs are durable, end once, and are deleted in time."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -151,16 +152,14 @@ def test_orphaned_files_are_deleted(store: JobStore) -> None:
 
 
 def test_failed_write_stores_nothing(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    written: list[Path] = []
-    original = job_store._write_atomic
+    written: list[int] = []
 
-    def write(path: Path, content: bytes) -> None:
+    def fsync(descriptor: int) -> None:
         if written:
             raise OSError(28, "No space left on device")
-        written.append(path)
-        original(path, content)
+        written.append(descriptor)
 
-    monkeypatch.setattr(job_store, "_write_atomic", write)
+    monkeypatch.setattr(os, "fsync", fsync)
     image, mask = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8)
     with pytest.raises(OSError, match="No space left"):
         store.add("one", "key", "free", ImageRequest("", image=image, mask=mask), "png")
