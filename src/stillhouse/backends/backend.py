@@ -70,8 +70,8 @@ class CandidateSpec:
     Args:
         recipe: the graph to open: "f32" is the exported graph, other names are recipes (conversions) of the backend.
         precision: precision in which the graph is opened, see `RunnerOptions.precision`.
-        options: settings of the backend by name. Four more keys are allowed: `shapes` ("static"), `streams`, `threads`,
-            and `tile`, the side in pixels of the tiles in which a picture is decoded.
+        options: the backend's own settings by name. Every backend also takes `shapes` ("static": opened for one shape),
+            `streams` (parts of a batch run at the same time), `threads`, `tile` (side in pixels of a decoder's tiles).
         rank: candidates of all backends are tried in ascending rank; equal ranks, in the order of the registry.
             Backends of this package use 0 to 49 on a GPU and 50 to 99 on the processor.
     """

@@ -48,7 +48,8 @@ def read_sampling_config(config: Mapping[str, Any], name: str, *, steps_offset: 
     config = {**_defaults(name), **config}
     if config.get("trained_betas") is not None:
         raise ImportFailed("the scheduler has its own betas (trained_betas)", allowed="a named beta schedule")
-    # thresholding is refused, but clip_sample is not, because diffusers' pipelines before SDXL switch clip_sample off.
+    # Stillhouse has neither thresholding nor clip_sample. clip_sample is ignored here, because diffusers' pipelines of
+    # Stable Diffusion 1 and 2 switch it off; for SDXL it is not checked.
     if config.get("thresholding"):
         raise ImportFailed("the scheduler's thresholding is true", allowed="false, since latents are not bounded")
     prediction = config["prediction_type"]

@@ -461,7 +461,7 @@ def _check_step_cache(manifest: Manifest) -> None:
         if Path(graph).parent != Path(whole).parent:
             raise PipelineError(
                 f"the step cache's graph {graph} was not split from the denoiser's graph {whole}",
-                allowed="graphs in the directory of the denoiser's graph",
+                allowed="graphs beside the denoiser's graph, where splitting writes them",
                 fix="split the denoiser's graph, or leave step_cache out",
             )
 

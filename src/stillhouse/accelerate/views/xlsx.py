@@ -101,7 +101,7 @@ def _task_names(candidates: Sequence[Candidate]) -> list[str]:
 def _task_name(candidate: Candidate, with_component: bool) -> str:
     """Return the name of a candidate in the style of Auto-Acceleration, such as onnx, onnx_fp16 or openvino_fp32.
 
-    Options of the candidate, which Auto-Acceleration does not have, follow these words.
+    Auto-Acceleration's names have no options. The candidate's options are appended, as in openvino_fp32_streams_2.
 
     Args:
         candidate: the candidate.

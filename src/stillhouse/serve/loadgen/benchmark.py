@@ -79,16 +79,7 @@ class LoadTest:
 
 
 def run_benchmark(test: LoadTest, on_progress: ProgressCallback = lambda what, done, total: None) -> LoadReport:
-    """Run a load test and return the report of its results. Call from outside an event loop.
-
-    Args:
-        test: parameters of the test.
-        on_progress: called with a description, the completed amount and the total.
-
-    Raises:
-        StillhouseError: the server does not answer, or does not conform to the protocol.
-        InvalidRequest: the server rejects the requests, or the plan has too many of them.
-    """
+    """Run `benchmark_server`, with the same arguments, result and errors, in an event loop of its own."""
     return _run_in_uvloop(benchmark_server(test, on_progress))
 
 
