@@ -20,7 +20,9 @@ from typing import Any
 
 from benchmarks.record import read_results, write_results
 from stillhouse.accelerate.calibration.calibration_data import PROBES_FILE
-from stillhouse.accelerate.evaluation.evaluate import ARTIFACTS_FOLDER, BaselineRun, EvaluationContext, evaluate
+from stillhouse.accelerate.evaluation.baseline import measure_baseline
+from stillhouse.accelerate.evaluation.context import ARTIFACTS_FOLDER, BaselineRun, EvaluationContext
+from stillhouse.accelerate.evaluation.evaluate import evaluate
 from stillhouse.accelerate.evaluation.latency import TimingBudget
 from stillhouse.accelerate.records.candidate import Candidate
 from stillhouse.accelerate.records.report import Report, read_report
@@ -167,8 +169,8 @@ def _evaluation_context(
         bounds=replace(report.bounds, min_psnr=None, min_ssim=None),  # pictures are not compared here
         timing_budget=timing_budget,
     )
-    first, baseline_run = evaluate(
-        baseline or report.trial("denoiser", report.baselines["denoiser"]).candidate, context, None
+    first, baseline_run = measure_baseline(
+        baseline or report.trial("denoiser", report.baselines["denoiser"]).candidate, context
     )
     assert baseline_run
     try:
@@ -182,7 +184,7 @@ def _evaluate_again(
 ) -> list[Trial]:
     """Evaluate the trials' candidates again, with graphs that are already built. The baseline's trial comes first."""
     others = [trial.candidate for trial in trials if trial.candidate != first.candidate]
-    return [first, *(evaluate(candidate, context, baseline_run)[0] for candidate in others)]
+    return [first, *(evaluate(candidate, context, baseline_run) for candidate in others)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from stillhouse.accelerate.calibration.calibration_data import Probe, write_probes
+from stillhouse.accelerate.evaluation.baseline import measure_baseline
 from stillhouse.accelerate.evaluation.candidate_messages import TimeCalls
-from stillhouse.accelerate.evaluation.evaluate import EvaluationContext, evaluate
+from stillhouse.accelerate.evaluation.context import EvaluationContext
 from stillhouse.accelerate.options import AccelerateOptions
 from stillhouse.accelerate.records.candidate import Candidate
 from stillhouse.accelerate.records.report import Bounds, Report, read_report
@@ -110,7 +111,7 @@ def test_an_engine_that_a_batch_is_too_much_for_is_there_again_for_what_is_left(
         timing_budget=QUICK,
         measure_batches=True,
     )
-    trial, baseline = evaluate(Candidate("network", "large_batch_crash"), context, None)
+    trial, baseline = measure_baseline(Candidate("network", "large_batch_crash"), context)
     assert trial.status == "accepted" and set(trial.batch) == {"1", "2"}
     assert baseline and baseline.process.is_alive
     try:

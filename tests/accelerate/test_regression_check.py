@@ -10,8 +10,8 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from stillhouse.accelerate.calibration.calibration_data import PROBES_FILE
-from stillhouse.accelerate.calibration.record_calibration import record_pipeline_probes
-from stillhouse.accelerate.evaluation.evaluate import ARTIFACTS_FOLDER
+from stillhouse.accelerate.calibration.record_calibration import input_files, record_pipeline_inputs
+from stillhouse.accelerate.evaluation.context import ARTIFACTS_FOLDER
 from stillhouse.accelerate.options import AccelerateOptions
 from stillhouse.accelerate.records.candidate import DECODER, NETWORK, PIPELINE, Candidate
 from stillhouse.accelerate.records.report import Bounds, Report, write_report
@@ -38,9 +38,12 @@ Swept = tuple[Path, Report]
 def original_sweep(tmp_path_factory: pytest.TempPathFactory) -> Swept:
     """A sweep of the detector with int8 as its choice, whatever was fastest."""
     folder = tmp_path_factory.mktemp("recheck")
+    images = np.random.default_rng(0).standard_normal((6, 1, 3, 64, 64)).astype(np.float32)
+    np.savez(folder / "inputs.npz", allow_pickle=False, images=images)
     options = AccelerateOptions(
         backends=("onnxruntime",),
         recipes=("int8-static",),
+        inputs=folder / "inputs.npz",
         threads=1,
         timeout=120.0,
         timing_budget=QUICK,
@@ -219,8 +222,8 @@ def findings(tmp_path_factory: pytest.TempPathFactory) -> list[RegressionResult]
     manifest = read_manifest(directory)
     write_manifest(directory, replace(manifest, defaults=replace(manifest.defaults, steps=STEPS)))
     shutil.copyfile(directory / MANIFEST, directory / TRIALS / MANIFEST)
-    record_pipeline_probes(
-        directory, {name: directory / TRIALS / name / PROBES_FILE for name in ("denoiser", DECODER)}, (), None
+    record_pipeline_inputs(
+        directory, {name: input_files(directory / TRIALS / name) for name in ("denoiser", DECODER)}, (), None
     )
     candidates = (Candidate("denoiser", "openvino"), Candidate(DECODER, "openvino", options={"tile": "32"}))
     baselines = [Candidate(candidate.component, "onnxruntime") for candidate in candidates]

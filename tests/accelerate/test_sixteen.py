@@ -436,7 +436,8 @@ def test_fault_09_outputs_of_different_shapes_are_each_compared_and_nan_is_refus
     pairs = {f"{probe.label}, {output}" for probe in swept.probes for output in ("noise", "features")}
     assert len(pairs) == 2 * len(swept.probes)
     pairs |= {f"8 rows together, {output}" for output in ("noise", "features")}
-    assert all(set(trial.fidelity) == pairs for trial in swept.accepted)
+    assert set(swept.baseline.fidelity) < pairs
+    assert all(set(trial.fidelity) == pairs for trial in swept.accepted if trial != swept.baseline)
     broken = swept.only("nan")
     assert broken.status == "rejected"
     assert "noise are NaN or infinite" in broken.reason

@@ -16,7 +16,7 @@ from stillhouse.accelerate.calibration.inputs import infer_shapes, plausible_inp
 from stillhouse.accelerate.evaluation.latency import FINAL_BUDGET
 from stillhouse.accelerate.options import AccelerateOptions
 from stillhouse.accelerate.records.report import Bounds, Report, read_report, write_report
-from stillhouse.accelerate.search.candidates import BASELINE_BACKEND
+from stillhouse.accelerate.search.candidates import BASELINE_BACKEND, BASELINE_OPTIONS
 from stillhouse.accelerate.sweep import probe_batch_size, run_sweep
 from stillhouse.accelerate.workspace import prepare_workspace
 from stillhouse.backends.registry import open_runner
@@ -55,7 +55,9 @@ def test_every_accepted_row_has_its_measurements_and_files(swept: tuple[Path, Re
             assert trial.seconds and trial.seconds.runs == QUICK.max_rounds == QUICK_FINAL.max_rounds == 5
             assert trial.executed and trial.census
             assert trial.peak_bytes and trial.file_bytes and trial.open_seconds
-            assert len(trial.fidelity) == 4 * 2 + 2  # inputs by outputs, and rows of them all together
+            is_baseline = trial.candidate.key == report.baselines["network"]
+            # Inputs by outputs; for a candidate also rows of all inputs together, which the baseline is compared with.
+            assert len(trial.fidelity) == 4 * 2 + (0 if is_baseline else 2)
             assert trial.log and (folder / "out" / trial.log).is_file()
             assert trial.reproduce and (folder / "out" / trial.reproduce).is_file()
 
@@ -111,7 +113,8 @@ def test_a_budget_that_is_over_skips_and_says_so(tmp_path: Path) -> None:
     report = run_sweep(prepare_workspace(str(graph), tmp_path / "out"), replace(FEW, budget=0.001))
     skipped = [trial for trial in report.trials if trial.status == "skipped"]
     assert skipped and all("budget" in trial.reason for trial in skipped)
-    assert report.chosen
+    assert not report.chosen and not report.baselines
+    assert "nothing was chosen for network: the time budget ended first" in report.warnings[0]
     more = run_sweep(prepare_workspace(str(graph), tmp_path / "out"), FEW)
     assert not [trial for trial in more.trials if trial.status == "skipped"]
 
@@ -142,15 +145,24 @@ def test_what_failed_is_tried_again_where_it_may_take_longer(tmp_path: Path) -> 
     assert run_sweep(workspace, replace(FEW, timeout=240.0)).trial("network", key).status == "accepted"
 
 
-def test_without_its_baseline_nothing_counts_that_was_compared_with_it(tmp_path: Path) -> None:
+def test_the_model_as_given_stays_the_baseline_whatever_is_selected(tmp_path: Path) -> None:
     workspace = prepare_workspace(str(NETWORKS["detector"](tmp_path / "model.onnx")), tmp_path / "out")
     before = run_sweep(workspace, BOTH)
     after = run_sweep(workspace, replace(BOTH, backends=("openvino",)))
-    assert {trial.candidate.backend for trial in after.trials if trial.ratio} == {"openvino"}
-    assert (
-        after.trial("network", after.baselines["network"]).ratio
-        != before.trial("network", after.baselines["network"]).ratio
-    )
+    baseline = after.trial("network", after.baselines["network"])
+    assert (baseline.candidate.backend, baseline.candidate.options) == (BASELINE_BACKEND, BASELINE_OPTIONS)
+    assert baseline.ratio == before.trial("network", baseline.candidate.key).ratio
+    others = [trial for trial in after.trials if trial.ratio and trial != baseline]
+    assert {trial.candidate.backend for trial in others} == {"openvino"}
+
+
+def test_without_its_baseline_nothing_counts_that_was_compared_with_it(tmp_path: Path) -> None:
+    workspace = prepare_workspace(str(NETWORKS["detector"](tmp_path / "model.onnx")), tmp_path / "out")
+    before = run_sweep(workspace, BOTH)
+    key = before.baselines["network"]
+    write_report(tmp_path / "out", replace(before, trials=tuple(t for t in before.trials if t.candidate.key != key)))
+    after = run_sweep(workspace, BOTH)
+    assert not {trial.seconds for trial in before.trials if trial.seconds} & {trial.seconds for trial in after.trials}
 
 
 def test_another_question_is_not_answered_with_what_was_measured_before(tmp_path: Path) -> None:

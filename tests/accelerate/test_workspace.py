@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stillhouse.accelerate.workspace import original_components, prepare_workspace
+from stillhouse.accelerate.workspace import lock_directory, original_components, prepare_workspace
 from stillhouse.errors import InvalidRequest, PipelineError, UnknownModel
 from stillhouse.pipelines.load import find_pipeline
 from stillhouse.pipelines.manifest import read_manifest, write_manifest
@@ -116,3 +116,20 @@ def test_a_source_that_does_not_exist_is_named(tmp_path: Path) -> None:
         prepare_workspace("shape", tmp_path / "out")
     with pytest.raises(PipelineError, match="there is no file"):
         prepare_workspace(str(tmp_path / "none.onnx"), tmp_path / "out")
+
+
+def test_two_runs_do_not_use_one_directory(tmp_path: Path) -> None:
+    with (
+        lock_directory(tmp_path / "out"),
+        pytest.raises(InvalidRequest, match="is in use by another run of `stillhouse accelerate`"),
+        lock_directory(tmp_path / "out"),
+    ):
+        pass
+    with lock_directory(tmp_path / "out"):
+        assert prepare_workspace(str(detector(tmp_path / "detector.onnx")), tmp_path / "out").components
+
+
+def test_a_lock_leaves_nothing_behind(tmp_path: Path) -> None:
+    with lock_directory(tmp_path / "out"):
+        assert not list((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()

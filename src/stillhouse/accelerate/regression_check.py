@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from stillhouse.accelerate.calibration.calibration_data import PROBES_FILE
+from stillhouse.accelerate.calibration.calibration_data import CALIBRATION_FILE, PROBES_FILE
 from stillhouse.accelerate.evaluation.accuracy import SCREENING_PICTURES, find_violation, judge_trial
+from stillhouse.accelerate.evaluation.baseline import measure_baseline
 from stillhouse.accelerate.evaluation.candidate_process import CandidateError
-from stillhouse.accelerate.evaluation.evaluate import ARTIFACTS_FOLDER, EvaluationContext, evaluate
+from stillhouse.accelerate.evaluation.context import ARTIFACTS_FOLDER, EvaluationContext
+from stillhouse.accelerate.evaluation.evaluate import evaluate
 from stillhouse.accelerate.evaluation.latency import TimingBudget
 from stillhouse.accelerate.options import AccelerateOptions, resolve_memory_limit
 from stillhouse.accelerate.records.candidate import DISTILLED, NETWORK, PIPELINE, Candidate
@@ -75,7 +77,7 @@ def check_regression(directory: Path, report: Report, threads: int | None = None
             continue
         recorded, baseline = report.trial(component, key), report.trial(component, report.baselines[component])
         context = _evaluation_context(directory, report, component, recorded, threads)
-        baseline_trial, baseline_run = evaluate(baseline.candidate, context, None)
+        baseline_trial, baseline_run = measure_baseline(baseline.candidate, context)
         if baseline_run is None:
             yield RegressionResult(
                 component, recorded, baseline_trial, f"the baseline does not run: {baseline_trial.reason}"
@@ -85,7 +87,7 @@ def check_regression(directory: Path, report: Report, threads: int | None = None
             measured = (
                 baseline_trial
                 if recorded.candidate == baseline.candidate
-                else evaluate(recorded.candidate, context, baseline_run)[0]
+                else evaluate(recorded.candidate, context, baseline_run)
             )
         finally:
             baseline_run.process.kill()
@@ -111,6 +113,7 @@ def _evaluation_context(
         root=directory,
         graph=graph,
         probes=folder / PROBES_FILE,
+        calibration=folder / CALIBRATION_FILE if (folder / CALIBRATION_FILE).is_file() else None,
         bounds=report.bounds,
         rows=recorded.rows,
         pipeline=None if component == NETWORK else directory,

@@ -12,7 +12,8 @@ from stillhouse.accelerate.evaluation.accuracy import judge_trial
 from stillhouse.accelerate.options import AccelerateOptions, checksum_options, fill_default_bounds, is_selected
 from stillhouse.accelerate.records.candidate import PIPELINE
 from stillhouse.accelerate.records.report import REPORT_FILE, Bounds, Report, read_report
-from stillhouse.accelerate.records.trial import Trial
+from stillhouse.accelerate.records.trial import BUDGET_CUT, Trial
+from stillhouse.accelerate.search.candidates import BASELINE_OPTIONS
 from stillhouse.accelerate.selection.apply import restore_original
 from stillhouse.accelerate.workspace import Workspace
 from stillhouse.backends.registry import backend_names, find_backend
@@ -68,6 +69,7 @@ def _load_report(workspace: Workspace, options: AccelerateOptions) -> Report | N
         timeout=options.timeout,
         memory_limit=options.memory_limit,
         price=options.price if options.price is not None else earlier.price,
+        warnings=(),
         exact_only=earlier.exact_only and earlier.bounds == bounds,
         finished=False,
     )
@@ -82,13 +84,17 @@ def _is_still_valid(
     trial is reused only if timeout and memory limit are unchanged (`same_limits`).
     """
     candidate = trial.candidate
+    if trial.reason == BUDGET_CUT:
+        return True
     if trial.artifact and not (workspace.directory / trial.artifact).is_dir():
         return False
     if candidate.component == PIPELINE:
         return trial.ratio is not None
     if options.components and candidate.component not in options.components:
         return True
-    if (options.backends and candidate.backend not in options.backends) or not is_selected(trial, options):
+    is_baseline = dict(candidate.options) == BASELINE_OPTIONS and candidate.recipe == "f32"
+    is_backend_selected = not options.backends or candidate.backend in options.backends or is_baseline
+    if not is_backend_selected or not is_selected(trial, options):
         return False
     if trial.status == "failed":
         return same_limits

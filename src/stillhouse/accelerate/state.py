@@ -1,6 +1,7 @@
 """State of a sweep (run of `stillhouse accelerate`): directory, options, clock, and the report of results so far."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from time import monotonic
 
@@ -12,11 +13,13 @@ from stillhouse.accelerate.selection.choose import choose_trials
 from stillhouse.accelerate.workspace import Workspace
 
 _TRIALS_SHARE = 0.95
-"""Share of the time budget in which candidates are measured. The remaining 5 % is for writing reports and for a call
-that is still running when the share ends.
+"""Share of the time budget in which measurements begin. The remaining 5 % is for writing reports."""
+_DEADLINE_SHARE = 1.04
+"""Share of the time budget after which a measurement that is still running is ended. A run then stays within 1.1 times
+its budget, because reports are written in the remaining time.
 """
-_MIN_TIMEOUT = 20.0
-"""Minimum timeout in seconds of one command to a candidate's process, even if less of the time budget is left."""
+_MIN_TIMEOUT = 1.0
+"""Minimum timeout in seconds of one command to a candidate's process, even after the end of the time budget."""
 
 ProgressCallback = Callable[[str, float, float], None]
 """Function that reports progress. Its arguments: the current activity, the number of finished items, the total number.
@@ -47,10 +50,16 @@ class SweepState:
     def timeout(self) -> float:
         """Return the seconds that one command to a candidate's process may take.
 
-        The result is the timeout of the options, or the time left of the budget if that is less, but at least
+        The result is the timeout of the options, or the time until `deadline` if that is less, but at least
         `_MIN_TIMEOUT`.
         """
-        return min(self.options.timeout, max(_MIN_TIMEOUT, self.seconds_left()))
+        return min(self.options.timeout, max(_MIN_TIMEOUT, self.deadline - monotonic()))
+
+    @property
+    def deadline(self) -> float:
+        """Return the time of `time.monotonic` at which running measurements are ended; infinity without a budget."""
+        budget = float("inf") if self.options.budget is None else self.options.budget
+        return self.start_time + _DEADLINE_SHARE * budget
 
     @property
     def memory_limit(self) -> int | None:
@@ -86,6 +95,25 @@ class SweepState:
     def chosen_report(self) -> Report:
         """Return a copy of the report that chooses the best candidate of each component from the trials so far."""
         return choose_trials(self.report, self.options.goal, self.report.bounds)
+
+    def add_warning(self, sentence: str) -> None:
+        """Add a sentence to the warnings of the report, unless the report has it already."""
+        if sentence not in self.report.warnings:
+            self.save_report(replace(self.report, warnings=(*self.report.warnings, sentence)))
+
+    @contextmanager
+    def activity(self, name: str) -> Iterator[None]:
+        """Add the duration of the `with` block to the seconds that the report has for an activity of this name."""
+        start = monotonic()
+        try:
+            yield
+        finally:
+            self.add_seconds(name, monotonic() - start)
+
+    def add_seconds(self, activity: str, seconds: float) -> None:
+        """Add seconds to the duration that the report has for an activity, such as measuring."""
+        total = self.report.activities.get(activity, 0.0) + seconds
+        self.report = replace(self.report, activities={**self.report.activities, activity: total})
 
     def save_report(self, report: Report) -> None:
         """Replace the report in memory. A subclass may also write the report to a file."""

@@ -5,45 +5,39 @@ pipelines. `report.json` is written after every measurement, and an interrupted 
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 
-from stillhouse.accelerate.calibration.calibration_data import PROBES_FILE, read_probes
+from stillhouse.accelerate.calibration.calibration_data import read_probes
 from stillhouse.accelerate.calibration.prompts import comparison_requests, shorten_requests
-from stillhouse.accelerate.calibration.record_calibration import record_network_probes, record_pipeline_probes
-from stillhouse.accelerate.evaluation.accuracy import VAE_ENCODER
-from stillhouse.accelerate.evaluation.candidate_process import CandidateError
-from stillhouse.accelerate.evaluation.evaluate import (
-    BaselineRun,
-    EvaluationContext,
-    evaluate,
-    prebuild_artifacts,
-    reopen_baseline,
-    restore_baseline,
+from stillhouse.accelerate.calibration.record_calibration import (
+    InputFiles,
+    input_files,
+    record_network_inputs,
+    record_pipeline_inputs,
 )
+from stillhouse.accelerate.component_sweep import ComponentSweep
+from stillhouse.accelerate.evaluation.accuracy import VAE_ENCODER
+from stillhouse.accelerate.evaluation.context import EvaluationContext
 from stillhouse.accelerate.evaluation.latency import TimingBudget
 from stillhouse.accelerate.evaluation.sample_images import SAMPLE_COUNT
-from stillhouse.accelerate.options import AccelerateOptions, format_axis_ranges, is_selected
-from stillhouse.accelerate.records.candidate import DECODER, DISTILLED, Candidate
+from stillhouse.accelerate.options import AccelerateOptions, format_axis_ranges
+from stillhouse.accelerate.records.candidate import DECODER
 from stillhouse.accelerate.records.report import Report, write_report
-from stillhouse.accelerate.records.trial import BUDGET_ENDED, Trial
 from stillhouse.accelerate.resume import load_or_create_report
-from stillhouse.accelerate.search.candidates import HEAVY_COMPONENTS, Environment, dominated_reason, plan_candidates
-from stillhouse.accelerate.search.mixed_precision import search_mixed_precision
+from stillhouse.accelerate.search.candidates import HEAVY_COMPONENTS, Environment
 from stillhouse.accelerate.search.pipeline_search import search_pipelines
-from stillhouse.accelerate.search.students import copy_student_decoder, student_decoders
+from stillhouse.accelerate.search.students import student_decoders
 from stillhouse.accelerate.selection.apply import apply_choice
-from stillhouse.accelerate.selection.choose import best_trial
-from stillhouse.accelerate.selection.runoff import run_final
 from stillhouse.accelerate.state import ProgressCallback, SweepState
 from stillhouse.accelerate.workspace import Workspace, WorkspaceComponent, original_manifest
 from stillhouse.backends.registry import backends
 from stillhouse.backends.runtime import BackendStatus
 from stillhouse.check import check_choice
 from stillhouse.core import ImageRequest
+from stillhouse.errors import InvalidRequest
 from stillhouse.pipelines.manifest import TRIALS, Component
 
 _COMPONENT_ORDER = ("denoiser", "network", "decoder", "text_encoder", "text_encoder_2", "encoder")
@@ -90,7 +84,8 @@ class Sweep(SweepState):
 
     def __init__(self, workspace: Workspace, options: AccelerateOptions, on_progress: ProgressCallback) -> None:
         start_time = monotonic()  # read before the backends are queried, because the time budget includes the query
-        self.backends = _select_backends(options)
+        self.all_backends = {status.name: status for status in backends()}
+        self.backends = _select_backends(self.all_backends, options)
         self.components = _select_components(workspace, options)
         super().__init__(workspace, options, load_or_create_report(workspace, options), on_progress)
         self.start_time = start_time
@@ -98,40 +93,67 @@ class Sweep(SweepState):
 
     def run(self) -> None:
         """Record inputs of every network, measure the candidates of every network, then those of whole pipelines."""
-        probes = self._record_probes()
+        with self.activity("recording"):
+            files = self._record_inputs()
         if self.workspace.is_pipeline:
             sample_requests = comparison_requests(original_manifest(self.workspace.directory), self.options.requests)[
                 :SAMPLE_COUNT
             ]
             self.save_report(replace(self.report, prompts=tuple(request.prompt for request in sample_requests)))
         for component in self.components:
-            is_only = len(self.components) == 1 or not self.workspace.is_pipeline
-            share = 1.0 if is_only else _BUDGET_SHARES.get(component.name, _COMPONENTS_SHARE)
-            environment = Environment(
-                backends=self.backends,
-                machine=self.report.machine,
-                has_torch_modules=(component.graph.parent / "config.json").is_file(),
-                has_dynamic_batch=component.has_dynamic_batch,
-                threads=self.options.threads or self.report.machine.cores,
-                decoder_side=self._decoder_side(component, probes[component.name]),
-                device=self.options.device,
-                rows=self.options.rows,
-                axis_ranges=""
-                if self.workspace.is_pipeline
-                else format_axis_ranges(self.options.shape_ranges, component.signature.inputs),
-            )
-            extra_candidates = (
-                student_decoders(self.workspace.directory, self.options.students) if component.name == DECODER else ()
-            )
-            planned = [
-                candidate
-                for candidate in plan_candidates(component.name, environment, extra_candidates)
-                if is_selected(candidate, self.options)
-            ]
-            self._sweep_component(component, planned, probes[component.name], share)
+            self._sweep_component(component, files[component.name])
         if self.workspace.is_pipeline:
-            search_pipelines(self)
+            with self.activity("comparing pictures"):
+                search_pipelines(self)
         self.save_report(replace(self.report, finished=True))
+
+    def _sweep_component(self, component: WorkspaceComponent, files: InputFiles) -> None:
+        share = _BUDGET_SHARES.get(component.name, _COMPONENTS_SHARE) if self.workspace.is_pipeline else 1.0
+        reason = ComponentSweep(
+            self,
+            component.name,
+            self._environment(component, files),
+            self._evaluation_context(component, files),
+            self.all_backends,
+            student_decoders(self.workspace.directory, self.options.students) if component.name == DECODER else (),
+            share,
+        ).run()
+        if reason:
+            self.add_warning(f"nothing was chosen for {component.name}: {reason}")
+            has_failed = any(trial.status == "failed" for trial in self.report.trials_of(component.name))
+            if has_failed and not self.workspace.is_pipeline and self._guessed_shapes():
+                self._refuse_guessed_shapes(component, files, reason)
+
+    def _environment(self, component: WorkspaceComponent, files: InputFiles) -> Environment:
+        return Environment(
+            backends=self.backends,
+            machine=self.report.machine,
+            has_torch_modules=(component.graph.parent / "config.json").is_file(),
+            has_dynamic_batch=component.has_dynamic_batch,
+            threads=self.options.threads or self.report.machine.cores,
+            decoder_side=self._decoder_side(component, files.probes),
+            device=self.options.device,
+            rows=self.options.rows,
+            has_calibration=files.calibration.is_file(),
+            axis_ranges=""
+            if self.workspace.is_pipeline
+            else format_axis_ranges(self.options.shape_ranges, component.signature.inputs),
+        )
+
+    def _guessed_shapes(self) -> bool:
+        """Return whether shapes of a single ONNX file were guessed: neither inputs nor all open shapes were given."""
+        inputs = self.workspace.components[0].signature.inputs
+        open_inputs = {name for name, axes in inputs.items() if not all(isinstance(axis, int) for axis in axes)}
+        return self.options.inputs is None and bool(open_inputs - set(self.options.shapes))
+
+    def _refuse_guessed_shapes(self, component: WorkspaceComponent, files: InputFiles, reason: str) -> None:
+        shapes = {name: array.shape for name, array in read_probes(files.probes)[0].feeds.items()}
+        raise InvalidRequest(
+            f"{component.graph.name} does not run with the guessed shapes "
+            f"{', '.join(f'{name} {list(shape)}' for name, shape in shapes.items())}: {reason}",
+            allowed="shapes for which the network works",
+            fix=f"give them, such as {format_shape_options(shapes)}, or real inputs by --inputs FILE.npz",
+        )
 
     def finish(self) -> Report:
         """Choose the best measured candidates, write the choice into the manifest, and return the report."""
@@ -143,154 +165,48 @@ class Sweep(SweepState):
         """Return the seconds that the sweep has taken so far, including interrupted earlier runs."""
         return self.earlier_seconds + monotonic() - self.start_time
 
-    def _record_probes(self) -> Mapping[str, Path]:
+    def _record_inputs(self) -> Mapping[str, InputFiles]:
+        """Record probes and calibration data of every network, unless an earlier run did, and return their files."""
         folder = self.workspace.directory / TRIALS
-        files = {component.name: folder / component.name / PROBES_FILE for component in self.components}
-        if not all(path.is_file() for path in files.values()):
-            self.on_progress("recording probes", 0, 1)
-            if self.workspace.is_pipeline:
-                notes = record_pipeline_probes(
-                    self.workspace.directory, files, self.options.requests, self.options.threads
-                )
-            else:
-                graph = self.workspace.components[0].graph
-                notes = record_network_probes(
-                    graph, files, self.options.inputs, self.options.shapes, all_ones=self.options.all_ones
-                )
-            self.save_report(replace(self.report, probes={**self.report.probes, **notes}))
+        files = {component.name: input_files(folder / component.name) for component in self.components}
+        if all(paths.probes.is_file() for paths in files.values()):
+            return files
+        self.on_progress("recording inputs", 0, 1)
+        options = self.options
+        if self.workspace.is_pipeline:
+            notes = record_pipeline_inputs(
+                self.workspace.directory, files, options.requests, options.threads, self.timeout
+            )
+        else:
+            ((name, paths),) = files.items()
+            graph = self.workspace.components[0].graph
+            notes = {
+                name: record_network_inputs(graph, paths, options.inputs, options.shapes, all_ones=options.all_ones)
+            }
+        self.save_report(replace(self.report, probes={**self.report.probes, **notes}))
         return files
 
-    def _sweep_component(
-        self, component: WorkspaceComponent, planned: Sequence[Trial | Candidate], probes: Path, share: float
-    ) -> None:
-        context = self._evaluation_context(component, probes)
-        for item in planned:
-            if isinstance(item, Trial) and not self.find_trial(item.candidate):
-                self.add_trial(item)
-        candidates = [item for item in planned if isinstance(item, Candidate)]
-        for candidate in candidates:
-            if candidate.recipe == DISTILLED:
-                copy_student_decoder(candidate, self.workspace.directory, context.artifacts)
-        if self.seconds_left(share) > 0:
-            self.on_progress(f"{component.name}: building", 0, len(candidates))
-            prebuild_artifacts(
-                [item for item in candidates if not self.find_trial(item)], context, self.report.machine.cores
-            )
-        with self._open_baseline(candidates, context) as baseline:
-            for number, candidate in enumerate(candidates):
-                self.on_progress(f"{component.name}: {candidate.name}", number, len(candidates))
-                if not self.find_trial(candidate):
-                    self.add_trial(self._evaluate_candidate(candidate, context, baseline, share))
-            if baseline is not None and baseline.process.is_alive:
-                for trial in search_mixed_precision(
-                    self.report.trials_of(component.name), context, baseline, lambda: self.seconds_left(share)
-                ):
-                    self.add_trial(trial)
-                if component.name in HEAVY_COMPONENTS and self.seconds_left(share) > 0:
-                    self.on_progress(f"{component.name}: final", 1, 1)
-                    final_budget = self.options.final_timing_budget
-                    timing_budget = replace(final_budget, seconds=min(final_budget.seconds, self.seconds_left(share)))
-                    for trial in run_final(self.report.trials_of(component.name), context, baseline, timing_budget):
-                        self.add_trial(trial)
-
-    def _evaluate_candidate(
-        self, candidate: Candidate, context: EvaluationContext, baseline: BaselineRun | None, share: float
-    ) -> Trial:
-        """Measure a candidate next to the baseline, and return its trial (measurements and verdict).
-
-        Restart the baseline's process if it is dead. If this process dies during a failed evaluation, evaluate the
-        candidate a second time, because the baseline may have caused the failure. The trial is "skipped" without a
-        baseline, without time left, and where `dominated_reason` expects no gain.
-
-        Args:
-            candidate: candidate to measure.
-            context: inputs and limits of the measurements of this network.
-            baseline: open f32 baseline of this network; None: the candidate is skipped.
-            share: share of the time budget in which candidates of this network are measured.
-        """
-        if baseline is None:
-            return Trial(candidate, "skipped", "no baseline candidate ran")
-        if reason := dominated_reason(candidate, self.report.trials_of(candidate.component)):
-            return Trial(candidate, "skipped", reason)
-        trial = Trial(candidate, "skipped", BUDGET_ENDED)
-        for _ in range(2):
-            if self.seconds_left(share) <= 0:
-                return Trial(candidate, "skipped", BUDGET_ENDED)
-            context.timeout = self.timeout
-            context.timing_budget = replace(
-                context.timing_budget, early_stop_ratio=self._early_stop_ratio(candidate.component)
-            )
-            try:
-                if not baseline.process.is_alive:
-                    reopen_baseline(baseline, context)
-            except CandidateError as failure:
-                return Trial(candidate, "skipped", f"the baseline could not be opened again: {failure}")
-            trial, _ = evaluate(candidate, context, baseline)
-            if trial.status != "failed" or baseline.process.is_alive:
-                break
-        is_out_of_time = trial.status == "failed" and self.seconds_left() <= 0
-        return Trial(candidate, "skipped", BUDGET_ENDED) if is_out_of_time else trial
-
-    def _early_stop_ratio(self, component: str) -> float:
-        best = best_trial(self.report.trials_of(component), "latency")
-        return 0.8 * best.ratio.value if best and best.ratio else 0.0
-
-    @contextmanager
-    def _open_baseline(
-        self, candidates: Sequence[Candidate], context: EvaluationContext
-    ) -> Iterator[BaselineRun | None]:
-        """Yield the first f32 candidate that runs, with its process open for comparison; None where no candidate runs.
-
-        The process is killed when the `with` statement ends.
-        """
-        baseline = None
-        for candidate in candidates:
-            if baseline is None and candidate.recipe == "f32" and candidate.precision == "f32":
-                baseline = self._evaluate_baseline(candidate, context)
-        try:
-            yield baseline
-        finally:
-            if baseline is not None:
-                baseline.process.kill()
-
-    def _evaluate_baseline(self, candidate: Candidate, context: EvaluationContext) -> BaselineRun | None:
-        """Open a candidate as the baseline, evaluate it unless an earlier run did, and return it; None if it fails."""
-        if self.find_trial(candidate) and (restored := restore_baseline(candidate, context)):
-            return restored
-        trial, baseline = evaluate(candidate, context, None)
-        try:
-            self.add_trial(trial)
-            if baseline is not None:
-                baselines = {**self.report.baselines, candidate.component: candidate.key}
-                report = replace(self.report, baselines=baselines)
-                if not self.workspace.is_pipeline:
-                    # This writes the manifest early: other commands can open the directory even if the sweep fails.
-                    apply_choice(self.workspace.directory, report)
-                self.save_report(report)
-        except BaseException:
-            if baseline is not None:
-                baseline.process.kill()
-            raise
-        return baseline
-
-    def _evaluation_context(self, component: WorkspaceComponent, probes: Path) -> EvaluationContext:
+    def _evaluation_context(self, component: WorkspaceComponent, files: InputFiles) -> EvaluationContext:
         return EvaluationContext(
             folder=self.workspace.directory / TRIALS / component.name,
             root=self.workspace.directory,
             graph=component.graph,
-            probes=probes,
+            probes=files.probes,
+            calibration=files.calibration if files.calibration.is_file() else None,
             bounds=self.report.bounds,
-            rows=probe_batch_size(probes),
+            rows=probe_batch_size(files.probes),
             pipeline=self.workspace.directory if self.workspace.is_pipeline else None,
             components=self._pipeline_components(),
             defaults=original_manifest(self.workspace.directory).defaults if self.workspace.is_pipeline else None,
             requests=self._comparison_requests(component),
             threads=self.options.threads,
             memory_limit=self.memory_limit,
-            timeout=self.timeout,
+            command_timeout=self.options.timeout,
+            deadline=self.deadline,
             timing_budget=self.options.timing_budget
             or (TimingBudget() if component.name in HEAVY_COMPONENTS else TimingBudget(max_rounds=12, seconds=3.0)),
             measure_batches=component.name in HEAVY_COMPONENTS and component.has_dynamic_batch,
+            has_open_batch=component.has_dynamic_batch,
         )
 
     def _pipeline_components(self) -> dict[str, Component]:
@@ -321,13 +237,12 @@ class Sweep(SweepState):
         write_report(self.workspace.directory, self.report)
 
 
-def _select_backends(options: AccelerateOptions) -> dict[str, BackendStatus]:
+def _select_backends(available: Mapping[str, BackendStatus], options: AccelerateOptions) -> dict[str, BackendStatus]:
     """Return the status (version, devices, or why it is missing) of each backend to try, by name.
 
     Raises:
         InvalidRequest: an unknown backend was requested.
     """
-    available = {status.name: status for status in backends()}
     for name in options.backends:
         check_choice("backend", name, available)
     return {name: status for name, status in available.items() if not options.backends or name in options.backends}
@@ -359,3 +274,12 @@ def probe_batch_size(probes: Path) -> int:
     """
     tensor = max(read_probes(probes)[0].feeds.values(), key=lambda array: array.ndim)
     return int(tensor.shape[0]) if tensor.ndim else 1
+
+
+def format_shape_options(shapes: Mapping[str, Sequence[int]]) -> str:
+    """Return the options of the command line that give these shapes of inputs.
+
+    >>> format_shape_options({"x": (1, 3, 32, 32)})
+    '--shape x=1x3x32x32'
+    """
+    return " ".join(f"--shape {name}={'x'.join(map(str, shape))}" for name, shape in shapes.items())

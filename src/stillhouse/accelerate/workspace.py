@@ -3,6 +3,7 @@
 The source's networks (components) are measured, and the result is written, in this copy. The source stays unchanged.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -150,6 +151,47 @@ def _read_workspace(directory: Path) -> Workspace:
         graph = directory / component.graph
         components.append(WorkspaceComponent(name, graph, component, read_signature(graph)))
     return Workspace(original_manifest(directory).name, directory, tuple(components), is_pipeline=True)
+
+
+@contextmanager
+def lock_directory(directory: Path) -> Iterator[None]:
+    """Keep other processes from using a working directory while the `with` block runs; create the directory if needed.
+
+    The lock is the operating system's (flock) on the directory itself, so it needs no file and ends with the process.
+
+    Args:
+        directory: the working directory. If it was created here and is still empty at the end, it is removed.
+
+    Raises:
+        InvalidRequest: another process uses the directory, or it cannot be created.
+    """
+    existed = directory.is_dir()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(directory, os.O_RDONLY)
+    except FileExistsError:
+        raise InvalidRequest(f"{directory} is a file", allowed="a new or empty directory") from None
+    except OSError as error:
+        message = f"{directory} cannot be written: {error.strerror or error}"
+        raise InvalidRequest(message, allowed="a directory that can be written") from None
+    try:
+        _lock(descriptor, directory)
+        yield
+    finally:
+        os.close(descriptor)
+        if not existed and not any(directory.iterdir()):
+            directory.rmdir()
+
+
+def _lock(descriptor: int, directory: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InvalidRequest(
+            f"{directory} is in use by another run of `stillhouse accelerate`",
+            allowed="one run in a directory at a time",
+            fix="wait for the other run to end, or use another directory",
+        ) from None
 
 
 def is_sweep_directory(directory: Path) -> bool:

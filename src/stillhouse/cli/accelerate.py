@@ -23,7 +23,7 @@ from stillhouse.accelerate.selection.apply import remove_leftovers
 from stillhouse.accelerate.sweep import run_sweep
 from stillhouse.accelerate.views.console import format_report
 from stillhouse.accelerate.views.write_reports import write_reports
-from stillhouse.accelerate.workspace import prepare_workspace
+from stillhouse.accelerate.workspace import lock_directory, prepare_workspace
 from stillhouse.backends.runner import bind_axes
 from stillhouse.backends.signature import read_signature
 from stillhouse.backends.torch_device import CUDA
@@ -116,13 +116,13 @@ def run(arguments: Namespace) -> int:
             problem = f"--student {students[0].name} was given, but the source {source} is a single ONNX file"
             raise InvalidRequest(problem, allowed="students of whole pipelines")
         _check_network(Path(source), options, config)
-    workspace = prepare_workspace(source, out)
-    if arguments.student:
-        options = replace(options, students=add_students(workspace, arguments.student))
-    with show_progress() as on_progress:
+    with lock_directory(out), show_progress() as on_progress:
+        workspace = prepare_workspace(source, out)
+        if arguments.student:
+            options = replace(options, students=add_students(workspace, arguments.student))
         report = run_sweep(workspace, options, on_progress)
-    files = write_reports(out, report)
-    remove_leftovers(out, report)
+        files = write_reports(out, report)
+        remove_leftovers(out, report)
     print(format_report(report))
     print(f"{out}: {', '.join([*files, REPORT_FILE])}")
     if not report.finished:

@@ -24,6 +24,11 @@ class Fidelity:
         mae: mean absolute error; the largest float where the other tensor has elements that are not finite.
         largest: maximum absolute error; the largest float where the other tensor has elements that are not finite.
         nonfinite: number of elements that are NaN or infinite in the other tensor and finite in the reference.
+        place: part of the tensor that the SQNR belongs to, such as a channel; "" for the whole tensor.
+        agreement: share of rows, 0 to 1, whose largest element has the same index in both tensors, or share of equal
+            integers; None where the tensor does not hold classes.
+        has_signal: False where the reference is empty, constant, or tiny beside its known range, so that an error
+            relative to it means nothing.
     """
 
     sqnr: float
@@ -31,6 +36,9 @@ class Fidelity:
     mae: float
     largest: float
     nonfinite: int = 0
+    place: str = ""
+    agreement: float | None = None
+    has_signal: bool = True
 
 
 def compare_tensors(reference: NDArray[Any], other: NDArray[Any]) -> Fidelity:
@@ -70,6 +78,23 @@ def compare_tensors(reference: NDArray[Any], other: NDArray[Any]) -> Fidelity:
         mae=_unscale(error.mean(), exponent),
         largest=_unscale(error.max(), exponent),
     )
+
+
+def rescale_sqnr(fidelity: Fidelity, reference: NDArray[Any], peak: float | None = None) -> float:
+    """Return the SQNR in dB of a comparison, relative to a constant signal of the given size.
+
+    Args:
+        fidelity: result of `compare_tensors` for `reference`.
+        reference: the reference tensor.
+        peak: size of the signal; None: the largest absolute value of the reference.
+
+    >>> rescale_sqnr(compare_tensors(np.array([0.0, 0.001]), np.array([0.0, 0.002])), np.array([0.0, 0.001]), 1.0)
+    60.0
+    """
+    if fidelity.sqnr in (MAX_SQNR, MIN_SQNR) and fidelity.largest in (0.0, float_info.max):
+        return fidelity.sqnr
+    signal = float(np.abs(reference.astype(np.float64)).max(initial=0.0)) if peak is None else peak
+    return _decibels(signal**2, fidelity.largest**2)
 
 
 def worst_fidelity(fidelities: Iterable[Fidelity]) -> Fidelity:

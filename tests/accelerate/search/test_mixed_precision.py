@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from stillhouse.accelerate.calibration.calibration_data import PROBES_FILE, Probe, write_probes
-from stillhouse.accelerate.evaluation.evaluate import BaselineRun, EvaluationContext, evaluate
+from stillhouse.accelerate.calibration.calibration_data import CALIBRATION_FILE, PROBES_FILE, Probe, write_probes
+from stillhouse.accelerate.evaluation.baseline import measure_baseline
+from stillhouse.accelerate.evaluation.context import BaselineRun, EvaluationContext
+from stillhouse.accelerate.evaluation.evaluate import evaluate
 from stillhouse.accelerate.evaluation.latency import TimingBudget
 from stillhouse.accelerate.records.candidate import NETWORK, Candidate
 from stillhouse.accelerate.records.report import Bounds
@@ -71,18 +73,20 @@ def table(path: Path) -> Path:
 
 
 def open_network(folder: Path, graph: Path, feeds: list[dict[str, NDArray[Any]]], bounds: Bounds) -> OpenNetwork:
-    write_probes(folder / PROBES_FILE, [Probe(f"input {number}", arrays) for number, arrays in enumerate(feeds)])
+    for file in (PROBES_FILE, CALIBRATION_FILE):
+        write_probes(folder / file, [Probe(f"input {number}", arrays) for number, arrays in enumerate(feeds)])
     context = EvaluationContext(
         folder=folder / "trials",
         root=folder,
         graph=graph,
         probes=folder / PROBES_FILE,
+        calibration=folder / CALIBRATION_FILE,
         bounds=bounds,
         rows=ROWS,
-        timeout=120.0,
+        command_timeout=120.0,
         timing_budget=TimingBudget(min_rounds=2, max_rounds=2),
     )
-    baseline, baseline_run = evaluate(Candidate(NETWORK, "onnxruntime"), context, None)
+    baseline, baseline_run = measure_baseline(Candidate(NETWORK, "onnxruntime"), context)
     assert baseline_run, baseline.reason
     return OpenNetwork(context, baseline, baseline_run)
 
@@ -103,7 +107,7 @@ def spoilt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenNetwork]:
 @pytest.fixture(scope="module")
 def rejected(spoilt: OpenNetwork) -> Trial:
     """The measured int8 trial with a ratio that always makes mixed precision worthwhile."""
-    trial, _ = evaluate(INT8, spoilt.context, spoilt.baseline_run)
+    trial = evaluate(INT8, spoilt.context, spoilt.baseline_run)
     assert trial.status == "rejected" and "below the bound" in trial.reason
     return replace(trial, ratio=Ratio(5.0, 4.9, 5.1))
 
@@ -180,7 +184,7 @@ def test_where_nothing_that_can_be_kept_helps_the_rejected_trial_says_so(tmp_pat
     network = open_network(tmp_path, table(tmp_path / "model.onnx"), ids, Bounds(min_sqnr=BOUND))
     half = Candidate(NETWORK, "onnxruntime", "f16")
     try:
-        trial, _ = evaluate(half, network.context, network.baseline_run)
+        trial = evaluate(half, network.context, network.baseline_run)
         assert trial.status == "rejected" and "NaN or infinite" in trial.reason
         (same,) = network.search(replace(trial, ratio=Ratio(5.0, 4.9, 5.1)))
     finally:

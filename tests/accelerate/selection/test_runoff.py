@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from stillhouse.accelerate.evaluation.candidate_messages import Open, TimeCalls
 from stillhouse.accelerate.evaluation.candidate_process import CandidateProcess
-from stillhouse.accelerate.evaluation.evaluate import BaselineRun, EvaluationContext
+from stillhouse.accelerate.evaluation.context import BaselineRun, EvaluationContext
 from stillhouse.accelerate.evaluation.latency import FINAL_BUDGET, TimingBudget
 from stillhouse.accelerate.evaluation.task import CandidateTask
 from stillhouse.accelerate.records.report import Bounds

@@ -1,6 +1,7 @@
-"""Probes: inputs of a network, recorded at several noise levels while pictures are generated.
+"""Probes and calibration data: inputs of a network, recorded at several noise levels while pictures are generated.
 
-Probes serve as calibration data of quantization. Candidates are also compared and timed on probes.
+Candidates are compared and timed on probes. Calibration data of quantization are other recorded inputs, because a
+quantized network is more accurate on the inputs that it was calibrated with than on others.
 """
 
 import json
@@ -18,6 +19,12 @@ from stillhouse.pipelines.roles import DENOISER, DENOISER_FULL, DENOISER_SHALLOW
 
 PROBES_FILE = "probes.npz"
 """Name of the file with the recorded inputs (probes) of a network, in the folder of the network's measurements."""
+CALIBRATION_FILE = "calibration.npz"
+"""Name of the file with the inputs that static quantization is calibrated with, beside PROBES_FILE. The file is missing
+where there are no real inputs besides the probes.
+"""
+PROBE_SHARE = 3
+"""One of so many input sets becomes a probe, where the same sets serve for probes and for calibration data."""
 LARGE_BATCH_LABEL = "rows together"
 """Text in the label of a probe (recorded inputs) whose batch was put together from rows of several other probes."""
 _LABELS = "labels"
@@ -36,6 +43,30 @@ class Probe:
 
     label: str
     feeds: Feeds
+
+
+def split_inputs(inputs: Sequence[Probe]) -> tuple[list[Probe], list[Probe]]:
+    """Divide inputs into calibration data and probes, which have no input in common: (calibration data, probes).
+
+    Every input whose index is a multiple of PROBE_SHARE becomes a probe. The calibration data are empty where there is
+    a single input.
+
+    >>> calibration, probes = split_inputs([Probe(str(n), {"x": np.array([n % 5])}) for n in range(7)])
+    >>> [probe.label for probe in calibration], [probe.label for probe in probes]
+    (['2', '4'], ['0', '3', '6'])
+    """
+    probes = [probe for index, probe in enumerate(inputs) if index % PROBE_SHARE == 0]
+    return without_probes(inputs, probes), probes
+
+
+def without_probes(inputs: Sequence[Probe], probes: Sequence[Probe]) -> list[Probe]:
+    """Return the inputs whose arrays differ from those of every probe."""
+    seen = {_content(probe.feeds) for probe in probes}
+    return [probe for probe in inputs if _content(probe.feeds) not in seen]
+
+
+def _content(feeds: Feeds) -> tuple[tuple[str, tuple[int, ...], bytes], ...]:
+    return tuple((name, array.shape, array.tobytes()) for name, array in sorted(feeds.items()))
 
 
 def interleave_rows(probes: Sequence[Probe], rows: int) -> list[tuple[int, int]]:
@@ -104,8 +135,9 @@ def record_probes(
 
     Returns:
         recorded inputs by network: of every call of the text encoders, the decoder and the encoder, and of `levels`
-            calls of the denoiser per picture.
+            calls of the denoiser per picture. Inputs that were recorded before are not among them.
     """
+    pipeline.recorded = {name: [] for name in pipeline.recorded}
     for number, request in enumerate(requests):
         pipeline.label = f"prompt {number}"
         trajectory = pipeline.start(request)

@@ -20,12 +20,21 @@ PROMPTS = (
     "a red bicycle leaning on a yellow wall",
     "a bowl of oranges on a wooden table, still life",
 )
+CALIBRATION_PROMPTS = (
+    "a market street in the rain, people with umbrellas",
+    "a mountain lake in the morning, mist above the water",
+    "a white cat sleeping on a stack of books",
+)
+"""Prompts of the pictures whose inputs calibrate quantization. Pictures are compared with other prompts."""
 HEAVY_BYTES = 256 << 20
 """Size in bytes of a denoiser's weights above which a model is heavy: a step takes seconds on a few CPU cores."""
 _SHORTENED_STEPS = 4
 _CAPTION_SEED = 2000
 """Seed of random captions for the models that this package contains. Their training and scoring use other seeds."""
-_CALIBRATION_COUNT, _COMPARISON_COUNT = 3, 4
+_CALIBRATION_SEED = 2001
+_CALIBRATION_COUNT, _PROBE_COUNT, _COMPARISON_COUNT = 3, 2, 4
+_SEED_OFFSET = 1000
+"""Distance between the seeds of a user's requests and of the pictures of these prompts for calibration."""
 
 
 def has_oracle(manifest: Manifest) -> bool:
@@ -61,9 +70,28 @@ def calibration_requests(manifest: Manifest, user_requests: Sequence[ImageReques
     Args:
         manifest: manifest of the pipeline; for a heavy model (slow on a CPU, see `is_heavy`) there is only one request,
             of few steps.
-        user_requests: the user's requests, used in place of default ones; empty: three default requests.
+        user_requests: the user's requests, used in place of default ones, with other seeds; empty: three default
+            requests.
     """
-    return shorten_requests(manifest, _resolve_requests(manifest, user_requests, _CALIBRATION_COUNT))
+    if user_requests:
+        requests = [replace(request, seed=(request.seed or 0) + _SEED_OFFSET) for request in user_requests]
+    elif has_oracle(manifest):
+        requests = [request for _, request in held_out_captions(_CALIBRATION_COUNT, _CALIBRATION_SEED)]
+    else:
+        requests = [ImageRequest(prompt, seed=number) for number, prompt in enumerate(CALIBRATION_PROMPTS)]
+    return shorten_requests(manifest, requests)
+
+
+def probe_requests(manifest: Manifest, user_requests: Sequence[ImageRequest]) -> list[ImageRequest]:
+    """Return the image requests during which probes are recorded, inputs on which candidates are compared and timed.
+
+    None of the pictures is one of `calibration_requests`.
+
+    Args:
+        manifest: manifest of the pipeline; for a heavy model there is only one request, of few steps.
+        user_requests: the user's requests, of which the first ones are used; empty: two default requests.
+    """
+    return shorten_requests(manifest, comparison_requests(manifest, user_requests)[:_PROBE_COUNT])
 
 
 def comparison_requests(manifest: Manifest, user_requests: Sequence[ImageRequest]) -> list[ImageRequest]:
@@ -73,7 +101,11 @@ def comparison_requests(manifest: Manifest, user_requests: Sequence[ImageRequest
         manifest: manifest of the pipeline.
         user_requests: the user's requests, used in place of default ones; empty: four default requests.
     """
-    return _resolve_requests(manifest, user_requests, _COMPARISON_COUNT)
+    if user_requests:
+        return list(user_requests)
+    if has_oracle(manifest):
+        return [request for _, request in held_out_captions(_COMPARISON_COUNT)]
+    return [ImageRequest(prompt, seed=number) for number, prompt in enumerate(PROMPTS[:_COMPARISON_COUNT])]
 
 
 def shorten_requests(manifest: Manifest, requests: Sequence[ImageRequest]) -> list[ImageRequest]:
@@ -92,11 +124,3 @@ def is_heavy(manifest: Manifest) -> bool:
     """Return whether the denoiser is so large (HEAVY_BYTES) that one step takes seconds on a few CPU cores."""
     denoiser = manifest.components.get("denoiser")
     return bool(denoiser and manifest.files[denoiser.weights].bytes > HEAVY_BYTES)
-
-
-def _resolve_requests(manifest: Manifest, user_requests: Sequence[ImageRequest], count: int) -> list[ImageRequest]:
-    if user_requests:
-        return list(user_requests)
-    if has_oracle(manifest):
-        return [request for _, request in held_out_captions(count)]
-    return [ImageRequest(prompt, seed=number) for number, prompt in enumerate(PROMPTS[:count])]

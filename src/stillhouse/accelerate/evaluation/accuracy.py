@@ -1,16 +1,15 @@
-"""Accuracy checks of a candidate against the f32 baseline: outputs on recorded inputs, then whole pictures."""
+"""Accuracy checks of a candidate against the f32 baseline: outputs for probes, then whole pictures."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from stillhouse.accelerate.calibration.calibration_data import Probe
+from stillhouse.accelerate.evaluation.output_fidelity import MIN_EQUAL_SQNR
 from stillhouse.accelerate.records.candidate import BATCH_DEPENDENT, NETWORK, PIPELINE
 from stillhouse.accelerate.records.report import Bounds
 from stillhouse.accelerate.records.trial import PictureFidelity, Trial
 from stillhouse.core import Array, Picture
-from stillhouse.measure.fidelity import Fidelity, compare_tensors
 from stillhouse.measure.image_metrics import psnr, ssim
 
 VAE_ENCODER = "encoder"
@@ -24,40 +23,13 @@ a quick check (screening), and for the decision whether the options are accepted
 _SCREENING_SLACK = 4.2
 """Percentage points that are added to the allowed drop of the score where only SCREENING_PICTURES pictures are scored:
 the share of one picture, so that one wrong picture more does not decide."""
+MIN_AGREEMENT = 0.99
+"""Minimum share of rows in which a candidate chooses the same class as the baseline, apart from ties."""
+UNPROVEN = (
+    "its error in {} cannot be judged: no probe excites this output of the baseline; give real inputs by --inputs"
+)
+"""Reason that the report gives where a candidate changes the arithmetic and the probes cannot show what this does."""
 _Z95 = 1.959964
-
-
-def compare_probes(reference: Sequence[Probe], outputs: Sequence[Probe]) -> dict[str, Fidelity]:
-    """Compare a network's outputs with reference outputs for the same recorded inputs.
-
-    Args:
-        reference, outputs: outputs of the baseline and of the candidate for each recorded input, in the same order.
-
-    Returns:
-        fidelity by noise level ("noise 0.97"), or by noise level and output name ("noise 0.97, sample") where the
-        network has several outputs. Outputs of one noise level are compared together.
-
-    Raises:
-        ValueError: an output is missing or has another shape than the reference.
-    """
-    pooled: dict[str, tuple[list[Array], list[Array]]] = {}
-    for expected, actual in zip(reference, outputs, strict=True):
-        if expected.feeds.keys() != actual.feeds.keys():
-            raise ValueError(
-                f"the network's outputs are {', '.join(actual.feeds)}; "
-                f"allowed: {', '.join(expected.feeds)}, the outputs of the baseline"
-            )
-        for name, tensor in expected.feeds.items():
-            if tensor.shape != actual.feeds[name].shape:
-                raise ValueError(
-                    f"output {name} has shape {list(actual.feeds[name].shape)}, the baseline's has {list(tensor.shape)}"
-                    "; both need the same shape"
-                )
-            level = expected.label.partition(", ")[0]
-            pair = pooled.setdefault(f"{level}, {name}" if len(expected.feeds) > 1 else level, ([], []))
-            pair[0].append(tensor.ravel())
-            pair[1].append(actual.feeds[name].ravel())
-    return {label: compare_tensors(np.concatenate(a), np.concatenate(b)) for label, (a, b) in pooled.items()}
 
 
 def compare_pictures(
@@ -125,7 +97,7 @@ def find_violation(trial: Trial, bounds: Bounds) -> str:
         if bounds.max_mae is not None and not fidelity.mae <= bounds.max_mae:
             return f"a mean absolute error of {fidelity.mae:.3g} at {label} is above the {bounds.max_mae:.3g} allowed"
     limits: Mapping[str, tuple[float | None, float | None]] = {
-        "SQNR of {:.1f} dB is below the bound of {:.1f} dB": (
+        f"SQNR of {{:.1f}} dB{_worst_place(trial)} is below the bound of {{:.1f}} dB": (
             trial.worst_fidelity.sqnr if trial.worst_fidelity else None,
             bounds.min_sqnr,
         ),
@@ -134,10 +106,37 @@ def find_violation(trial: Trial, bounds: Bounds) -> str:
     for message, (value, minimum) in limits.items():
         if value is not None and minimum is not None and not value >= minimum:
             return message.format(value, minimum)
+    if bounds.min_sqnr is not None and (violation := _class_violation(trial)):
+        return violation
+    if trial.unproven and bounds.min_sqnr is not None and not _has_equal_arithmetic(trial):
+        return UNPROVEN.format(", ".join(trial.unproven))
     if bounds.max_memory is not None and trial.peak_bytes is not None and trial.peak_bytes > bounds.max_memory:
         gib = 2**30
         return f"peak memory of {trial.peak_bytes / gib:.2f} GiB is above the {bounds.max_memory / gib:.2f} GiB allowed"
     return ""
+
+
+def _class_violation(trial: Trial) -> str:
+    for label, fidelity in trial.fidelity.items():
+        if fidelity.agreement is not None and fidelity.agreement < MIN_AGREEMENT:
+            return f"at {label}, {fidelity.agreement:.1%} of the classes agree, below the {MIN_AGREEMENT:.0%} required"
+    return ""
+
+
+def _has_equal_arithmetic(trial: Trial) -> bool:
+    """Return whether a candidate computes the unchanged graph in f32, and its outputs equal the baseline's.
+
+    Such a candidate needs no probe that excites every output, because it changes no arithmetic.
+    """
+    is_unchanged = (trial.candidate.recipe, trial.candidate.precision) == ("f32", "f32")
+    return is_unchanged and all(
+        fidelity.has_signal or fidelity.sqnr >= MIN_EQUAL_SQNR for fidelity in trial.fidelity.values()
+    )
+
+
+def _worst_place(trial: Trial) -> str:
+    place = trial.worst_fidelity.place if trial.worst_fidelity else ""
+    return f" in {place}" if place else ""
 
 
 def judge_trial(trial: Trial, bounds: Bounds) -> Trial:

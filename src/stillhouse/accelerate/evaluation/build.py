@@ -17,7 +17,7 @@ DISTILLED_GRAPH_FILE = "model.onnx"
 _BUILD_SECONDS_FILE = "seconds.txt"
 
 
-def build_graph(candidate: Candidate, graph: Path, folder: Path, probes: Sequence[Probe]) -> tuple[Path, float]:
+def build_graph(candidate: Candidate, graph: Path, folder: Path, calibration: Sequence[Probe]) -> tuple[Path, float]:
     """Build a candidate's graph in a folder, unless the folder already contains it.
 
     The folder contains only the graph's files and its build time, because a pipeline's manifest lists all files next to
@@ -27,7 +27,7 @@ def build_graph(candidate: Candidate, graph: Path, folder: Path, probes: Sequenc
         candidate: names the backend and the recipe (way to convert a graph, such as a quantization).
         graph: path of the original graph, which is returned unchanged if the recipe needs no other graph.
         folder: folder of the graph to build.
-        probes: recorded inputs, the calibration data of static quantization.
+        calibration: inputs that static quantization is calibrated with; empty: there are none.
 
     Returns:
         the path of the graph to open, and the seconds that building it took, now or earlier; 0 if nothing is built.
@@ -50,7 +50,7 @@ def build_graph(candidate: Candidate, graph: Path, folder: Path, probes: Sequenc
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         start = perf_counter()
-        recipe.build(graph, staging / recipe.file_name, _feeds(probes), candidate.keep)
+        recipe.build(graph, staging / recipe.file_name, _feeds(calibration), candidate.keep)
         (staging / _BUILD_SECONDS_FILE).write_text(f"{perf_counter() - start:.3f}\n")
         shutil.rmtree(folder, ignore_errors=True)
         staging.rename(folder)

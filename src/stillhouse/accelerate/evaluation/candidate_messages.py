@@ -111,6 +111,18 @@ class RunProbes(Command[None], frozen=True):
     """
 
 
+class RunFeeds(Command[None], frozen=True):
+    """Command to run the network on every set of inputs of a file, and to write the outputs to another file.
+
+    Args:
+        feeds: path of the inputs, as `calibration_data.write_probes` writes them.
+        outputs: path of the file to write.
+    """
+
+    feeds: str
+    outputs: str
+
+
 class RunLargeBatch(Command[None], frozen=True):
     """Command to run one batch of rows of several recorded inputs, and to write the outputs to a file.
 
@@ -169,6 +181,7 @@ CandidateCommand: TypeAlias = (
     | GpuMemory
     | Release
     | RunProbes
+    | RunFeeds
     | RunLargeBatch
     | TimeCalls
     | TimeBatch

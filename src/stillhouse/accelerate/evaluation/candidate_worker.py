@@ -35,6 +35,7 @@ from stillhouse.accelerate.evaluation.candidate_messages import (
     Opened,
     Release,
     Reply,
+    RunFeeds,
     RunLargeBatch,
     RunProbes,
     StartCandidate,
@@ -101,6 +102,8 @@ class CandidateWorker:
                 self.release()
             case RunProbes():
                 self.run_probes()
+            case RunFeeds(feeds, outputs):
+                self.run_feeds(Path(feeds), Path(outputs))
             case RunLargeBatch(rows):
                 self.run_large_batch(rows)
             case TimeCalls(calls):
@@ -119,7 +122,9 @@ class CandidateWorker:
 
     def build(self) -> Built:
         """Build the candidate's graph, unless it exists, and return its path and the seconds that building it took."""
-        self.graph, seconds = build_graph(self.task.candidate, self.graph, Path(self.task.artifact), self.probes)
+        task = self.task
+        calibration = read_probes(Path(task.calibration)) if task.calibration and task.candidate.makes_graph else []
+        self.graph, seconds = build_graph(task.candidate, self.graph, Path(task.artifact), calibration)
         return Built(str(self.graph), seconds)
 
     def open(self) -> Opened:
@@ -165,9 +170,16 @@ class CandidateWorker:
 
     def run_probes(self) -> None:
         """Run the network on every set of recorded inputs, and write the outputs to `OUTPUTS_FILE`."""
+        self._run_probes(self.probes, self.folder / OUTPUTS_FILE)
+
+    def run_feeds(self, feeds: Path, outputs: Path) -> None:
+        """Run the network on every set of inputs of a file, and write the outputs to another file."""
+        self._run_probes(read_probes(feeds), outputs)
+
+    def _run_probes(self, probes: Sequence[Probe], path: Path) -> None:
         component = candidate_component(self.task.candidate, str(self.graph), "")
-        outputs = [Probe(probe.label, self._runner_for(component, probe.feeds)(probe.feeds)) for probe in self.probes]
-        write_probes(self.folder / OUTPUTS_FILE, outputs)
+        outputs = [Probe(probe.label, self._runner_for(component, probe.feeds)(probe.feeds)) for probe in probes]
+        write_probes(path, outputs)
 
     def run_large_batch(self, rows: int) -> None:
         """Run one batch of rows of several recorded inputs, and write the outputs to `LARGE_BATCH_FILE`.

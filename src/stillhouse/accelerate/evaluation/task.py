@@ -28,6 +28,7 @@ class CandidateTask:
         artifact: folder of the quantized graph; if it exists, the graph in it is used, else the graph is built.
         probes: file of recorded inputs, see `calibration_data.write_probes`; empty for a candidate of the whole
             pipeline.
+        calibration: file of the inputs that static quantization is calibrated with; empty: there are none.
         threads: maximum number of threads; None: the runtime's default.
         pipeline: directory of the pipeline that generates pictures; empty for a single ONNX file.
         components: networks, by name, that the pipeline uses instead of those of its manifest.
@@ -41,6 +42,7 @@ class CandidateTask:
     folder: str
     artifact: str
     probes: str = ""
+    calibration: str = ""
     threads: int | None = None
     pipeline: str = ""
     components: Mapping[str, Component] = field(default_factory=dict)

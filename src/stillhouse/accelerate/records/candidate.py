@@ -71,6 +71,11 @@ class Candidate:
         return self.recipe not in _OTHER_RECIPES
 
     @property
+    def needs_calibration(self) -> bool:
+        """Return whether the graph is quantized with ranges of activations that recorded inputs give."""
+        return self.recipe.endswith("-static")
+
+    @property
     def is_batch_dependent(self) -> bool:
         """Return whether the quantized network's output for one picture depends on the other pictures of its batch.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from stillhouse.accelerate.records.candidate import PIPELINE
-from stillhouse.accelerate.records.trial import BUDGET_ENDED, Trial
+from stillhouse.accelerate.records.trial import BUDGET_CUT, BUDGET_ENDED, Trial
 from stillhouse.errors import PipelineError
 from stillhouse.measure.machine import Machine
 from stillhouse.validation import InvalidDocument, convert
@@ -78,6 +78,8 @@ class Report:
         exact_only: True restricts the choice to components with an SQNR of at least `accuracy.EXACT_SQNR`, because
             components that were accepted one by one violated a bound when used together.
         version: version of the file format.
+        warnings: sentences about what limits the result, such as probes that prove nothing.
+        activities: seconds by activity: recording inputs, building graphs, measuring candidates, comparing pictures.
     """
 
     source: str
@@ -105,11 +107,13 @@ class Report:
     memory_limit: int | None = None
     exact_only: bool = False
     version: int = REPORT_VERSION
+    warnings: tuple[str, ...] = ()
+    activities: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def is_resumable(self) -> bool:
         """Return whether the sweep was interrupted or its time budget ended, so that another run would measure more."""
-        return not self.finished or any(trial.reason == BUDGET_ENDED for trial in self.trials)
+        return not self.finished or any(trial.reason in (BUDGET_ENDED, BUDGET_CUT) for trial in self.trials)
 
     def trials_of(self, component: str) -> tuple[Trial, ...]:
         """Return the trials (measured candidates) of one component, in the order of the report."""

@@ -17,6 +17,8 @@ ended its evaluation. excluded: it does not suit this machine or model. skipped:
 """
 BUDGET_ENDED = "the time budget ended first; run the sweep again to continue"
 """Text that the report gives as the reason of each candidate that was skipped for lack of time."""
+BUDGET_CUT = "the time budget ended while it was measured; run the sweep again to continue"
+"""Reason of a candidate whose measurement was begun and not finished for lack of time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,8 @@ class Trial:
         graph: path of the graph that is opened.
         log, reproduce: paths of the process's log, and of a script that measures the candidate again.
         rows: batch size of the timed call.
+        unproven: names of outputs whose error cannot be judged, because no probe excites them.
+        baseline_seconds: duration of the baseline's call in the same rounds.
     """
 
     candidate: Candidate
@@ -95,11 +99,18 @@ class Trial:
     log: str | None = None
     reproduce: str | None = None
     rows: int = 1
+    unproven: tuple[str, ...] = ()
+    baseline_seconds: Timing | None = None
 
     @property
     def worst_fidelity(self) -> Fidelity | None:
-        """Return the lowest fidelity, by SQNR, of the outputs for any recorded input; None where none was compared."""
-        return min(self.fidelity.values(), key=lambda fidelity: fidelity.sqnr, default=None)
+        """Return the lowest fidelity, by SQNR, of the outputs for any probe; None where none was compared.
+
+        Outputs without signal count only where no output has signal.
+        """
+        values = list(self.fidelity.values())
+        with_signal = [fidelity for fidelity in values if fidelity.has_signal]
+        return min(with_signal or values, key=lambda fidelity: fidelity.sqnr, default=None)
 
     def with_timings(self, seconds: Sequence[float], baseline_seconds: Sequence[float]) -> "Trial":
         """Return a copy of the trial with a new duration and a new speed-up.
@@ -108,4 +119,9 @@ class Trial:
             seconds: duration of the candidate's call in each round.
             baseline_seconds: duration of the baseline's call in each of these rounds.
         """
-        return replace(self, seconds=summarise(seconds), ratio=paired_ratio(baseline_seconds, seconds))
+        return replace(
+            self,
+            seconds=summarise(seconds),
+            baseline_seconds=summarise(baseline_seconds),
+            ratio=paired_ratio(baseline_seconds, seconds),
+        )

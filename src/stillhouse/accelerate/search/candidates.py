@@ -17,6 +17,11 @@ from stillhouse.pipelines.manifest import SMALLEST_TILE
 from stillhouse.pipelines.roles import DENOISER, ENCODER, TEXT_ENCODERS
 
 BASELINE_BACKEND = "onnxruntime"
+BASELINE_OPTIONS = {"spinning": "1"}
+"""Options of the baseline: those that a user of onnxruntime has without setting any. Threads that wait spin."""
+NO_CALIBRATION = (
+    "static quantization needs real inputs besides the probes: give at least two different sets by --inputs"
+)
 HEAVY_COMPONENTS = (DENOISER, NETWORK)
 """Networks that take most of the time of a picture, so that all their candidates are measured."""
 LIGHT_COMPONENTS = (*TEXT_ENCODERS, ENCODER)
@@ -35,6 +40,7 @@ class Environment:
         threads: number of threads that may be used.
         decoder_side: longer side in pixels of the pictures that the decoder decodes; None for other networks.
         device: "auto"; "cpu" for CPU candidates only; or the GPU to use: "cuda", "cuda:1".
+        has_calibration: whether there are recorded inputs, besides the probes, to calibrate static quantization with.
         axis_ranges: allowed lengths of the graph's named axes, from `options.format_axis_ranges`; empty: fixed lengths.
         rows: batch sizes for which a denoiser with static shapes is opened; empty: the default sizes.
     """
@@ -48,12 +54,31 @@ class Environment:
     device: str = "auto"
     axis_ranges: str = ""
     rows: tuple[int, ...] = ()
+    has_calibration: bool = True
+
+
+def baseline_candidate(component: str, backends: Mapping[str, BackendStatus]) -> Candidate:
+    """Return the baseline of a network: the graph as given, in f32, as onnxruntime opens it by default.
+
+    Where onnxruntime is not installed, the result is the graph on the first other backend that can run it as it is.
+
+    Args:
+        component: name of the network.
+        backends: status of each backend by name, also of those that the user did not select.
+    """
+    ready = [name for name, status in backends.items() if not status.reason and not find_backend(name).runs_modules]
+    if BASELINE_BACKEND in ready or not ready:
+        return Candidate(component, BASELINE_BACKEND, options=BASELINE_OPTIONS)
+    return Candidate(component, ready[0])
 
 
 def plan_candidates(
     component: str, environment: Environment, extra_candidates: Iterable[Candidate] = ()
 ) -> list[Trial | Candidate]:
-    """Return a network's candidates in the order of measuring: the f32 baseline, `extra_candidates`, then all others.
+    """Return a network's candidates in the order of measuring, without the baseline.
+
+    The graph as given, on onnxruntime with the settings of this package, comes first, then `extra_candidates`, then
+    those of the backends.
 
     A candidate that cannot run in `environment` (machine and network) is a trial of status "excluded" with the reason.
     Backends rank their candidates by the speed that was measured on other machines.
@@ -66,7 +91,10 @@ def plan_candidates(
     if environment.rows and component == DENOISER:
         considered = [_with_batch_sizes(candidate, environment.rows) for candidate in considered]
     planned: list[Trial | Candidate] = []
+    baseline = baseline_candidate(component, environment.backends)
     for candidate in considered:
+        if candidate == baseline:
+            continue
         reason = _exclusion_reason(candidate, environment)
         planned.append(Trial(candidate, "excluded", reason) if reason else candidate)
     return planned
@@ -154,6 +182,8 @@ def _cpu_exclusion_reason(
 ) -> str:
     if candidate.is_batch_dependent:
         return BATCH_DEPENDENT
+    if candidate.needs_calibration and not environment.has_calibration:
+        return NO_CALIBRATION
     precision = candidate.precision
     if precision not in status.precisions and precision != "f32":
         return f"{backend.name} does not support {precision} on this CPU; supported: {', '.join(status.precisions)}"

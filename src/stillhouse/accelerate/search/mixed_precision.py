@@ -8,11 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from stillhouse.accelerate.calibration.calibration_data import LARGE_BATCH_LABEL, read_probes
-from stillhouse.accelerate.evaluation.accuracy import compare_probes, find_violation
+from stillhouse.accelerate.evaluation.accuracy import find_violation
 from stillhouse.accelerate.evaluation.candidate_messages import Build, Open, RunProbes
 from stillhouse.accelerate.evaluation.candidate_process import CandidateError, CandidateProcess
 from stillhouse.accelerate.evaluation.candidate_worker import OUTPUTS_FILE
-from stillhouse.accelerate.evaluation.evaluate import BaselineRun, EvaluationContext, build_artifact, evaluate
+from stillhouse.accelerate.evaluation.context import BaselineRun, EvaluationContext
+from stillhouse.accelerate.evaluation.evaluate import evaluate
+from stillhouse.accelerate.evaluation.measure import build_artifact
+from stillhouse.accelerate.evaluation.output_fidelity import compare_outputs
 from stillhouse.accelerate.records.candidate import Candidate
 from stillhouse.accelerate.records.trial import Trial
 from stillhouse.accelerate.selection.choose import best_trial
@@ -61,7 +64,7 @@ def search_mixed_precision(
                 cause = str(failure) or "the time budget ended first"
                 yield replace(trial, reason=f"{trial.reason}; mixed precision found no solution: {cause}")
             else:
-                yield evaluate(replace(candidate, keep=tuple(sorted(keep))), context, baseline)[0]
+                yield evaluate(replace(candidate, keep=tuple(sorted(keep))), context, baseline)
 
 
 def _failed_for_precision(trial: Trial, context: EvaluationContext) -> bool:
@@ -120,8 +123,8 @@ def _measure_sqnr(candidate: Candidate, context: EvaluationContext, baseline: Ba
         process.call(Build(), timeout=context.timeout)
         process.call(Open(), timeout=context.timeout)
         process.call(RunProbes(), timeout=context.timeout)
-        fidelity = compare_probes(baseline.outputs, read_probes(process.folder / OUTPUTS_FILE))
+        compared = compare_outputs(baseline.outputs, read_probes(process.folder / OUTPUTS_FILE), baseline.kinds)
     shutil.rmtree(process.folder)
-    trial = Trial(candidate, "accepted", fidelity=fidelity)
+    trial = Trial(candidate, "accepted", fidelity=compared.fidelity, unproven=compared.unproven)
     violation = find_violation(trial, replace(context.bounds, min_sqnr=None))
     return float("-inf") if violation or trial.worst_fidelity is None else trial.worst_fidelity.sqnr

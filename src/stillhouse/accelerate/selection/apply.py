@@ -13,7 +13,7 @@ import numpy as np
 from stillhouse.accelerate.calibration.calibration_data import PROBES_FILE, read_probes
 from stillhouse.accelerate.evaluation.build import candidate_component
 from stillhouse.accelerate.evaluation.candidate_worker import OUTPUTS_FILE, PICTURES_FILE
-from stillhouse.accelerate.evaluation.evaluate import ARTIFACTS_FOLDER
+from stillhouse.accelerate.evaluation.context import ARTIFACTS_FOLDER
 from stillhouse.accelerate.records.candidate import DECODER, NETWORK, PIPELINE
 from stillhouse.accelerate.records.report import REPORT_FILE, Report
 from stillhouse.accelerate.records.trial import Trial
@@ -175,11 +175,12 @@ def remove_leftovers(directory: Path, report: Report) -> None:
     the baseline's pictures if `stillhouse accelerate` was interrupted and can be resumed.
     """
     measured = {trial.artifact for trial in report.trials if trial.ratio}
+    built = {artifact for name in _component_names(report) for artifact in _list_artifacts(directory, name)}
+    unused = () if report.is_resumable else built - measured  # an interrupted run goes on with what it has built
+    for artifact in unused:
+        shutil.rmtree(directory / artifact)
     for name in _component_names(report):
         folder = directory / TRIALS / name
-        for artifact in (folder / ARTIFACTS_FOLDER).glob("*"):
-            if artifact.relative_to(directory).as_posix() not in measured:
-                shutil.rmtree(artifact)
         baseline = report.baselines.get(name)
         for trial in report.trials_of(name):
             is_baseline = trial.candidate.key == baseline
@@ -188,6 +189,11 @@ def remove_leftovers(directory: Path, report: Report) -> None:
                 (folder / trial.candidate.key / PICTURES_FILE).unlink(missing_ok=True)
             if not is_baseline:
                 (folder / trial.candidate.key / OUTPUTS_FILE).unlink(missing_ok=True)
+
+
+def _list_artifacts(directory: Path, component: str) -> list[str]:
+    folder = directory / TRIALS / component / ARTIFACTS_FOLDER
+    return [artifact.relative_to(directory).as_posix() for artifact in folder.glob("*")]
 
 
 def restore_original(directory: Path) -> None:

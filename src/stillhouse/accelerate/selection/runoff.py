@@ -12,8 +12,9 @@ from time import monotonic
 
 from stillhouse.accelerate.evaluation.candidate_messages import Open, UseGraph
 from stillhouse.accelerate.evaluation.candidate_process import CandidateError, CandidateProcess
-from stillhouse.accelerate.evaluation.evaluate import BaselineRun, EvaluationContext, process_timer
+from stillhouse.accelerate.evaluation.context import BaselineRun, EvaluationContext
 from stillhouse.accelerate.evaluation.latency import FINAL_BUDGET, Timer, TimingBudget, calibrate_calls
+from stillhouse.accelerate.evaluation.measure import process_timer
 from stillhouse.accelerate.records.trial import Trial
 from stillhouse.accelerate.selection.choose import best_trial
 from stillhouse.measure.clock import paired_ratio

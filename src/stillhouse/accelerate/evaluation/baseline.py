@@ -1,0 +1,189 @@
+"""The baseline: the model as given, opened by onnxruntime without changes, with which all candidates are compared."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from stillhouse.accelerate.calibration.calibration_data import (
+    Feeds,
+    Probe,
+    gather_rows,
+    interleave_rows,
+    read_probes,
+    write_probes,
+)
+from stillhouse.accelerate.evaluation.accuracy import judge_trial
+from stillhouse.accelerate.evaluation.candidate_messages import RunFeeds
+from stillhouse.accelerate.evaluation.candidate_process import LOG_FILE, CandidateError, CandidateProcess
+from stillhouse.accelerate.evaluation.candidate_worker import OUTPUTS_FILE, PICTURES_FILE
+from stillhouse.accelerate.evaluation.context import BaselineRun, EvaluationContext
+from stillhouse.accelerate.evaluation.measure import (
+    compare_samples,
+    generate_samples,
+    measure_latency,
+    open_and_run,
+    reopen,
+    revive,
+    write_reproduce_script,
+)
+from stillhouse.accelerate.evaluation.output_fidelity import (
+    MIN_EQUAL_SQNR,
+    OutputKinds,
+    compare_outputs,
+    read_output_kinds,
+)
+from stillhouse.accelerate.evaluation.sample_images import read_candidate_samples
+from stillhouse.accelerate.records.candidate import Candidate
+from stillhouse.accelerate.records.report import relative_path
+from stillhouse.accelerate.records.trial import Trial
+from stillhouse.measure.fidelity import compare_tensors
+
+_ROWS = 2
+"""Number of rows that are run together and alone, to find out whether the first axis is a batch."""
+
+
+def measure_baseline(candidate: Candidate, context: EvaluationContext) -> tuple[Trial, BaselineRun | None]:
+    """Open a candidate as the baseline, and time it against itself.
+
+    Args:
+        candidate: the model as given, without changes.
+        context: inputs and limits.
+
+    Returns:
+        the trial (measurements and verdict, "failed" after an error), and the open baseline. The latter is None after
+        an error, and where an output is not finite. A baseline that violates a bound, such as the memory bound, stays
+        open, because later candidates are compared with it.
+    """
+    process = CandidateProcess(context.make_task(candidate), context.memory_limit)
+    trial = Trial(candidate, "failed", log=relative_path(process.folder / LOG_FILE, context.root))
+    baseline = None
+    try:
+        process.start()
+        trial = replace(trial, reproduce=write_reproduce_script(process.folder, context.root))
+        trial = open_and_run(trial, process, context)
+        opened = _describe_baseline(process, context)
+        compared = compare_outputs(opened.outputs, opened.outputs, opened.kinds)
+        trial = replace(trial, fidelity=compared.fidelity)
+        trial = measure_latency(trial, process, process, context, opened.has_independent_rows)
+        process = opened.process = revive(process, context)
+        if context.requests:
+            opened.samples = generate_samples(process, context)
+            trial = replace(trial, pictures=compare_samples(trial, opened.samples, opened.samples, context))
+        trial = judge_trial(trial, context.bounds)
+        baseline = None if any(fidelity.nonfinite for fidelity in trial.fidelity.values()) else opened
+    except CandidateError as failure:
+        trial = replace(trial, status="failed", reason=str(failure), peak_bytes=process.observed_peak or None)
+    finally:
+        if baseline is None:
+            process.kill()
+    return trial, baseline
+
+
+def restore_baseline(candidate: Candidate, context: EvaluationContext) -> BaselineRun | None:
+    """Open the baseline of an earlier run again, and return it with its stored outputs and pictures.
+
+    The result is None where outputs or pictures are missing, or where the baseline cannot be opened.
+
+    Args:
+        candidate: the candidate that was the baseline.
+        context: inputs and limits.
+    """
+    folder = context.folder / candidate.key
+    if not (folder / OUTPUTS_FILE).is_file() or (context.requests and not (folder / PICTURES_FILE).is_file()):
+        return None
+    samples = read_candidate_samples(folder) if context.requests else None
+    try:
+        process = reopen(context.make_task(candidate), context)
+        return replace(_describe_baseline(process, context), samples=samples)
+    except CandidateError:
+        return None
+
+
+def reopen_baseline(baseline: BaselineRun, context: EvaluationContext) -> None:
+    """Start a new process for a baseline whose process has died, and open its network in it.
+
+    Raises:
+        CandidateError: the network cannot be opened.
+    """
+    baseline.process = reopen(baseline.process.task, context)
+
+
+def unexcited_outputs(baseline: BaselineRun) -> tuple[str, ...]:
+    """Return the names of the outputs that no probe excites: empty, constant, or far below their known range."""
+    return compare_outputs(baseline.outputs, baseline.outputs, baseline.kinds).unproven
+
+
+def _describe_baseline(process: CandidateProcess, context: EvaluationContext) -> BaselineRun:
+    """Return an open baseline with what its outputs tell about the network: their kinds, rows, and other shapes."""
+    outputs = read_probes(process.folder / OUTPUTS_FILE)
+    return BaselineRun(
+        process,
+        outputs,
+        kinds=read_output_kinds(context.graph) if context.graph.suffix == ".onnx" else OutputKinds(),
+        has_independent_rows=_has_independent_rows(process, context),
+        shape_outputs=_run_other_shapes(process, context),
+    )
+
+
+def _has_independent_rows(process: CandidateProcess, context: EvaluationContext) -> bool:
+    """Return whether the first axis of all inputs and outputs is a batch, whose rows do not influence each other.
+
+    The network runs on `_ROWS` rows together, and on each row alone. The result is False where an output differs, where
+    an output does not have one part for each row, and where the network refuses one of the two.
+    """
+    rows = _make_rows(read_probes(context.probes)) if context.has_open_batch else []
+    if not rows:
+        return False
+    try:
+        together, *alone = _run(process, [gather_rows(rows, [(row, 0) for row in range(_ROWS)]), *rows], context)
+    except CandidateError:
+        return False
+    return all(_is_row(together.feeds, row, output.feeds) for row, output in enumerate(alone))
+
+
+def _make_rows(probes: Sequence[Probe]) -> list[Probe]:
+    """Return `_ROWS` different rows of the probes, each as a batch of one row; empty where an input has no axis.
+
+    Where all rows are equal, the second row is the first with its values moved along the last axis.
+    """
+    if any(not array.ndim or not len(array) for array in probes[0].feeds.values()):
+        return []
+    first, second = (
+        {name: array[row : row + 1] for name, array in probes[probe].feeds.items()}
+        for probe, row in interleave_rows(probes, _ROWS)
+    )
+    if all(np.array_equal(array, second[name]) for name, array in first.items()):
+        second = {name: np.roll(array, 1, axis=-1) for name, array in first.items()}
+    return [Probe("row 0", first), Probe("row 1", second)]
+
+
+def _is_row(together: Feeds, row: int, alone: Feeds) -> bool:
+    return all(
+        tensor.ndim > 0
+        and len(tensor) == 1
+        and together[name].shape == (_ROWS, *tensor.shape[1:])
+        and compare_tensors(tensor, together[name][row : row + 1]).sqnr >= MIN_EQUAL_SQNR
+        for name, tensor in alone.items()
+    )
+
+
+def _run_other_shapes(process: CandidateProcess, context: EvaluationContext) -> dict[Path, Sequence[Probe]]:
+    outputs: dict[Path, Sequence[Probe]] = {}
+    for path in context.other_shapes:
+        try:
+            outputs[path] = _run(process, read_probes(path), context)
+        except CandidateError:
+            continue  # the file allows the shape, but the network does not
+    return outputs
+
+
+def _run(process: CandidateProcess, feeds: Sequence[Probe], context: EvaluationContext) -> list[Probe]:
+    inputs, outputs = process.folder / "feeds.npz", process.folder / "feeds_outputs.npz"
+    write_probes(inputs, feeds)
+    process.call(RunFeeds(str(inputs), str(outputs)), timeout=context.timeout)
+    results = read_probes(outputs)
+    inputs.unlink()
+    outputs.unlink()
+    return results

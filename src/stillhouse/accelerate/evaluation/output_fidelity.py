@@ -1,0 +1,298 @@
+"""Comparison of a network's outputs with those of the baseline: whole, by channel, and by the class they choose.
+
+One SQNR of a whole tensor can hide a dead part: where boxes in pixels and probabilities share a tensor, the boxes have
+nearly all of its power. An output that the inputs do not excite proves nothing, so it has no signal here.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stillhouse.accelerate.calibration.calibration_data import Probe
+from stillhouse.backends.graph import load_graph
+from stillhouse.measure.fidelity import MAX_SQNR, Fidelity, compare_tensors, rescale_sqnr
+
+Tensor: TypeAlias = NDArray[Any]
+
+ALL_INPUTS = "all inputs"
+"""Label of a comparison in which an output is pooled over all inputs, since one input gives too few elements."""
+MAX_CHANNELS = 128
+"""Length from which an axis is not taken for channels. YOLO's outputs have 84 and 85, detectors of faces 16."""
+MIN_EQUAL_SQNR = 60.0
+"""Minimum SQNR in dB at which two results of the same arithmetic count as equal: an error of a thousandth, far above
+that of another order of float32 sums.
+"""
+_MIN_ELEMENTS = 16
+"""Minimum number of elements for an SQNR of their own. Smaller outputs are pooled over all inputs."""
+_MIN_PEAK, _MIN_CHANNEL_PEAK = 0.02, 0.05
+"""Share of the known range 1 that an output, and a channel of scores, must reach to carry signal."""
+_MIN_CHANNEL_SPREAD = 1e-3
+"""Minimum standard deviation of a channel, as a share of the largest value of all channels, to carry signal."""
+_TIE_MARGIN = 0.02
+"""Share of the range of all scores by which two classes may differ and still be a tie, whose order does not count."""
+_PASS_THROUGH = {"Identity", "Cast", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Gather"}
+_UNIT_RANGE = {"Sigmoid", "HardSigmoid", "Softmax"}
+_LINEAR = {"Gemm", "MatMul"}
+_CLASSES = re.compile("logit|score|prob|class|cls|label|pred", re.IGNORECASE)
+
+
+class OutputMismatch(ValueError):
+    """The candidate's outputs have other names or shapes than the baseline's, so they cannot be compared."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputComparison:
+    """Result of a comparison of outputs.
+
+    Args:
+        fidelity: fidelity by noise level ("noise 0.97") or input ("input 0"), and by output where there are several
+            ("noise 0.97, sample").
+        unproven: names of the outputs that carry no signal for any input, so that their error means nothing.
+    """
+
+    fidelity: Mapping[str, Fidelity]
+    unproven: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OutputKinds:
+    """What the last nodes of a graph say about its outputs.
+
+    Args:
+        unit: names of outputs that end in a Sigmoid or a Softmax, so that their range is 0 to 1.
+        linear: names of outputs that end in a linear layer, as the logits of a classifier do.
+    """
+
+    unit: frozenset[str] = frozenset()
+    linear: frozenset[str] = frozenset()
+
+
+NO_KINDS = OutputKinds()
+"""Kinds of outputs of which nothing is known."""
+
+
+def read_output_kinds(graph: Path) -> OutputKinds:
+    """Return the kinds of the outputs of an ONNX file."""
+    onnx_graph = load_graph(graph).graph
+    producers = {output: node for node in onnx_graph.node for output in node.output}
+
+    def last_operator(name: str) -> str:
+        while (node := producers.get(name)) is not None and node.op_type in _PASS_THROUGH:
+            name = node.input[0]
+        if node is not None and node.op_type == "Add":
+            sources = [producers[source].op_type for source in node.input if source in producers]
+            return "Gemm" if sources == ["MatMul"] else "Add"
+        return "" if node is None else str(node.op_type)
+
+    last = {value.name: last_operator(value.name) for value in onnx_graph.output}
+    return OutputKinds(
+        frozenset(name for name, operator in last.items() if operator in _UNIT_RANGE),
+        frozenset(name for name, operator in last.items() if operator in _LINEAR),
+    )
+
+
+def compare_outputs(
+    reference: Sequence[Probe], outputs: Sequence[Probe], kinds: OutputKinds = NO_KINDS
+) -> OutputComparison:
+    """Compare a network's outputs with reference outputs for the same inputs.
+
+    Outputs of one noise level are compared together, and outputs of few elements for all inputs together. The SQNR is
+    that of the worst channel where a channel is worse than the whole output.
+
+    Args:
+        reference, outputs: outputs of the baseline and of the candidate for each input, in the same order.
+        kinds: kinds of the outputs, from `read_output_kinds`.
+
+    Raises:
+        OutputMismatch: an output is missing or has another shape than the reference.
+    """
+    pooled: dict[tuple[str, str], list[tuple[Tensor, Tensor]]] = {}
+    for expected, actual in zip(reference, outputs, strict=True):
+        _check_names(expected, actual)
+        for name, tensor in expected.feeds.items():
+            _check_shape(expected.label, name, tensor, actual.feeds[name])
+            label = ALL_INPUTS if _is_small(reference, name) else expected.label.partition(", ")[0]
+            pooled.setdefault((label, name), []).append((tensor, actual.feeds[name]))
+    fidelity = {key: _compare_pool(key[1], pairs, kinds) for key, pairs in pooled.items()}
+    names = list(reference[0].feeds)
+    proven = {name for (_, name), value in fidelity.items() if value.has_signal}
+    labelled = {f"{label}, {name}" if len(names) > 1 else label: value for (label, name), value in fidelity.items()}
+    return OutputComparison(labelled, tuple(name for name in names if name not in proven))
+
+
+def compare_channels(reference: Tensor, other: Tensor) -> tuple[float, str]:
+    """Return the lowest SQNR in dB of the channels that carry signal, and the place of this channel.
+
+    The result is (MAX_SQNR, "") where the tensor has no axis of channels, or no channel carries signal. A channel of
+    scores (all values in 0 to 1) carries signal from a peak of `_MIN_CHANNEL_PEAK`; another channel, where its standard
+    deviation is at least `_MIN_CHANNEL_SPREAD` of the largest value of these channels.
+
+    Args:
+        reference, other: tensors of the same shape.
+
+    >>> boxes, scores = np.full((2, 50), 300.0), np.linspace(0, 0.8, 50)
+    >>> compare_channels(np.array([[*boxes, scores]]), np.array([[*boxes, 0 * scores]]))
+    (0.0, 'channel 2 of axis 1')
+    """
+    worst, place = MAX_SQNR, ""
+    axis = channel_axis(reference.shape)
+    if axis is None:
+        return worst, place
+    rows, other_rows = (
+        np.moveaxis(tensor, axis, 0).reshape(tensor.shape[axis], -1).astype(np.float64) for tensor in (reference, other)
+    )
+    for channel in np.flatnonzero(_channels_with_signal(rows)):
+        sqnr = compare_tensors(rows[channel], other_rows[channel]).sqnr
+        if sqnr < worst:
+            worst, place = sqnr, f"channel {channel} of axis {axis}"
+    return worst, place
+
+
+def channel_axis(shape: Sequence[int]) -> int | None:
+    """Return the axis of a tensor that is taken for channels, such as coordinates and scores; None where there is none.
+
+    The axis has 2 to MAX_CHANNELS elements. In matrices it is the last, if there are enough rows. With three axes it is
+    the shorter one of the last two. With four axes it is the second, or the last where this one has at most 4 elements;
+    with more axes it is the last.
+
+    >>> channel_axis((1, 84, 2100)), channel_axis((1, 25200, 85)), channel_axis((1, 4, 64, 64)), channel_axis((1, 1000))
+    (1, 2, 1, None)
+    """
+    rank = len(shape)
+    if rank < 2 or np.prod(shape) == 0:
+        return None
+    if rank == 2:
+        axis = 1
+    elif rank == 3:
+        axis = 1 if shape[1] < shape[2] else 2
+    else:
+        axis = 1 if rank == 4 and shape[3] > 4 else rank - 1
+    elements = np.prod(shape) // shape[axis]
+    return axis if 2 <= shape[axis] <= MAX_CHANNELS and elements >= _MIN_ELEMENTS else None
+
+
+def class_agreement(reference: Tensor, other: Tensor, *, are_logits: bool = False) -> float | None:
+    """Return the share of rows for which both tensors choose the same class, the largest element of the last axis.
+
+    A row in which the reference prefers its class by less than `_TIE_MARGIN` of the range of all scores is a tie, and
+    counts as equal. Integers and booleans agree where they are equal. The result is None where the reference holds
+    neither integers nor scores. Scores are logits (`are_logits`), or probabilities as `are_probabilities` finds.
+
+    >>> class_agreement(np.array([[0.1, 0.9], [0.8, 0.2]]), np.array([[0.2, 0.8], [0.3, 0.7]]))
+    0.5
+    """
+    if reference.dtype.kind in "iub" and reference.dtype != np.uint8:
+        return float(np.mean(reference == other)) if reference.size else None
+    if reference.ndim < 2 or reference.shape[-1] < 2 or not reference.size:
+        return None
+    if not are_logits and not are_probabilities(reference):
+        return None
+    wide = reference.astype(np.float64)
+    chosen = np.nan_to_num(other.astype(np.float64), nan=-np.inf).argmax(-1)
+    lost = wide.max(-1) - np.take_along_axis(wide, chosen[..., None], -1)[..., 0]
+    return float(np.mean(lost <= _TIE_MARGIN * (wide.max() - wide.min())))
+
+
+def are_probabilities(reference: Tensor) -> bool:
+    """Return whether the rows of a tensor, along its last axis, are probabilities of classes, or logarithms of them.
+
+    Probabilities are at least 0 and add up to 1, within 1 %.
+    """
+    wide = reference.astype(np.float64)
+    if reference.dtype.kind != "f" or not np.isfinite(wide).all():
+        return False
+    if wide.min() >= -1e-6:
+        return bool(np.allclose(wide.sum(-1), 1, atol=0.01))
+    return bool(wide.max() <= 1e-6 and np.allclose(np.exp(wide).sum(-1), 1, atol=0.01))
+
+
+def _check_names(expected: Probe, actual: Probe) -> None:
+    if expected.feeds.keys() != actual.feeds.keys():
+        raise OutputMismatch(
+            f"the network's outputs are {', '.join(actual.feeds)}; "
+            f"allowed: {', '.join(expected.feeds)}, the outputs of the baseline"
+        )
+
+
+def _check_shape(label: str, name: str, expected: Tensor, actual: Tensor) -> None:
+    if expected.shape != actual.shape:
+        raise OutputMismatch(
+            f"output {name} has shape {list(actual.shape)}, the baseline's has {list(expected.shape)}"
+            f" for {label}; both need the same shape"
+        )
+
+
+def _is_small(reference: Sequence[Probe], name: str) -> bool:
+    return all(probe.feeds[name].size < _MIN_ELEMENTS for probe in reference)
+
+
+def compare_around_mean(reference: Tensor, other: Tensor) -> tuple[float, str]:
+    """Return the SQNR in dB of the differences from the mean of each row of a reference, and the place "each row".
+
+    Logits may have a common offset that is larger than their differences, which alone decide about the class. The
+    result is (MAX_SQNR, "") where the last axis has no differences.
+
+    >>> compare_around_mean(np.array([[100.0, 101.0]]), np.array([[100.5, 100.5]]))
+    (0.0, 'the differences in each row')
+    """
+    if not reference.ndim or reference.shape[-1] < 2:
+        return MAX_SQNR, ""
+    wide = reference.astype(np.float64)
+    mean = wide.mean(-1, keepdims=True)
+    if not (wide - mean).any():
+        return MAX_SQNR, ""
+    return compare_tensors(wide - mean, other.astype(np.float64) - mean).sqnr, "the differences in each row"
+
+
+def _compare_pool(name: str, pairs: Sequence[tuple[Tensor, Tensor]], kinds: OutputKinds) -> Fidelity:
+    """Compare an output for several inputs together.
+
+    Args:
+        name: name of the output.
+        pairs: the reference's and the candidate's output for each input.
+        kinds: kinds of all outputs.
+    """
+    in_unit_range, is_linear = name in kinds.unit, name in kinds.linear
+    expected, actual = (np.concatenate([tensor.ravel() for tensor in side]) for side in zip(*pairs, strict=True))
+    whole = compare_tensors(expected, actual)
+    if whole.nonfinite:
+        return whole
+    are_logits = is_linear and bool(_CLASSES.search(name))
+    compared = (class_agreement(*pair, are_logits=are_logits) for pair in pairs)
+    agreements = [agreement for agreement in compared if agreement is not None]
+    whole = replace(whole, agreement=min(agreements, default=None))
+    if not _has_signal(expected, in_unit_range):
+        return replace(whole, sqnr=rescale_sqnr(whole, expected, 1.0 if in_unit_range else None), has_signal=False)
+    parts = [compare_channels(*pair) for pair in pairs]
+    parts += [compare_around_mean(*pair) for pair in pairs] if is_linear else []
+    worst, place = min(parts)
+    return replace(whole, sqnr=worst, place=place) if worst < whole.sqnr else whole
+
+
+def _has_signal(reference: Tensor, in_unit_range: bool) -> bool:
+    """Return whether a reference output, flattened, carries signal, so that an error relative to it means something.
+
+    It carries none where it is empty or constant, or where it stays far below its known range.
+    """
+    if reference.dtype.kind not in "f":
+        return bool(reference.size)
+    wide = reference[np.isfinite(reference)].astype(np.float64)
+    if not wide.size or wide.max() == wide.min():
+        return False
+    return not in_unit_range or bool(np.abs(wide).max() >= _MIN_PEAK)
+
+
+def _channels_with_signal(rows: Tensor) -> NDArray[np.bool_]:
+    """Return which channels carry signal, bool [channels], for the values of each channel, float64 [channels, N]."""
+    scores = (rows >= 0).all(1) & (rows <= 1).all(1)
+    peaks = np.abs(rows).max(1)
+    largest = peaks[~scores].max(initial=0.0)
+    excited: NDArray[np.bool_] = np.where(
+        scores, peaks >= _MIN_CHANNEL_PEAK, rows.std(1) > _MIN_CHANNEL_SPREAD * largest
+    )
+    return excited

@@ -1,0 +1,232 @@
+"""Comparison of outputs: per noise level, by channel, by class, and only where the baseline's answer has a signal."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from stillhouse.accelerate.calibration.calibration_data import Probe
+from stillhouse.accelerate.evaluation.accuracy import UNPROVEN, find_violation
+from stillhouse.accelerate.evaluation.output_fidelity import (
+    ALL_INPUTS,
+    NO_KINDS,
+    OutputKinds,
+    OutputMismatch,
+    channel_axis,
+    class_agreement,
+    compare_channels,
+    compare_outputs,
+    read_output_kinds,
+)
+from stillhouse.accelerate.records.candidate import Candidate
+from stillhouse.accelerate.records.report import Bounds
+from stillhouse.accelerate.records.trial import Trial
+from stillhouse.measure.fidelity import compare_tensors
+from tests.accelerate.networks import NETWORKS
+
+RNG = np.random.default_rng(0)
+CLEAN = RNG.standard_normal((4, 1000)).astype(np.float32)
+UNIT = OutputKinds(unit=frozenset({"out"}))
+
+
+def probes(tensors: NDArray[np.float32], name: str = "out") -> list[Probe]:
+    return [Probe(f"noise 0.{i // 2}, prompt {i % 2}", {name: row}) for i, row in enumerate(tensors)]
+
+
+def single(*tensors: NDArray[np.generic]) -> list[Probe]:
+    return [Probe(f"input {number}", {"out": tensor}) for number, tensor in enumerate(tensors)]
+
+
+def judged(reference: list[Probe], outputs: list[Probe], candidate: Candidate, kinds: OutputKinds = NO_KINDS) -> str:
+    compared = compare_outputs(reference, outputs, kinds)
+    trial = Trial(candidate, "accepted", fidelity=compared.fidelity, unproven=compared.unproven)
+    return find_violation(trial, Bounds(min_sqnr=20.0))
+
+
+INT8 = Candidate("network", "onnxruntime", "int8-static")
+OTHER_F32 = Candidate("network", "openvino")
+
+
+def test_each_noise_level_has_its_own_figure() -> None:
+    noisy = CLEAN.copy()
+    noisy[2:] += 0.1 * RNG.standard_normal((2, 1000)).astype(np.float32)
+    fidelity = compare_outputs(probes(CLEAN), probes(noisy)).fidelity
+    assert list(fidelity) == ["noise 0.0", "noise 0.1"]
+    assert fidelity["noise 0.0"].sqnr == 999.0
+    assert fidelity["noise 0.1"].sqnr == pytest.approx(20.0, abs=0.6)  # noise of a tenth is 20 dB below the signal
+
+
+def test_an_answer_of_another_form_is_refused() -> None:
+    with pytest.raises(
+        OutputMismatch, match="the network's outputs are other; allowed: out, the outputs of the baseline"
+    ):
+        compare_outputs(probes(CLEAN), probes(CLEAN, "other"))
+    with pytest.raises(OutputMismatch, match=r"shape \[999\], the baseline's has \[1000\]"):
+        compare_outputs(probes(CLEAN), probes(CLEAN[:, :999]))
+
+
+def test_fast_on_ones_and_wrong_on_the_rest_is_found() -> None:
+    wrong = [Probe(probe.label, {"out": np.ones(1000, np.float32)}) for probe in probes(CLEAN)]
+    assert "below the bound" in judged(probes(CLEAN), wrong, INT8)
+
+
+def detections(axis: int) -> NDArray[np.float32]:
+    """Boxes in pixels and one score in a tensor of 5 channels on `axis`; the best score of 2100 anchors is 0.83."""
+    boxes = RNG.uniform(0, 320, (4, 2100))
+    scores = np.zeros(2100)
+    scores[:40] = np.linspace(0.83, 0.1, 40)
+    return np.moveaxis(np.array([[*boxes, scores]]), 1, axis).astype(np.float32)
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_dead_scores_beside_boxes_in_pixels_are_found(axis: int) -> None:
+    reference = detections(axis)
+    dead = reference.copy()
+    np.moveaxis(dead, axis, 0)[4] *= 0.006 / 0.83
+    whole = 10 * np.log10(np.square(reference).sum() / np.square(reference - dead).sum())
+    assert whole > 60  # what one SQNR of the whole tensor says
+    fidelity = compare_outputs(single(reference), single(dead)).fidelity["input 0"]
+    assert fidelity.sqnr == pytest.approx(-20 * np.log10(1 - 0.006 / 0.83), abs=0.01)
+    assert fidelity.place == f"channel 4 of axis {axis}"
+    assert f"in channel 4 of axis {axis} is below the bound" in judged(single(reference), single(dead), INT8)
+
+
+def test_scores_of_a_class_that_the_inputs_lack_are_not_compared_with_themselves() -> None:
+    """Their relative error is that of numbers near zero, and means nothing."""
+    reference = np.concatenate([detections(1), np.full((1, 1, 2100), 1e-4, np.float32)], axis=1)
+    other = reference.copy()
+    other[:, 5] = 3e-4
+    assert compare_channels(reference, other) == (999.0, "")
+
+
+@given(
+    arrays(np.float32, (1, 6, 40), elements=st.floats(-100, 100, width=32)),
+    st.integers(0, 5),
+    st.sampled_from([0.0, 0.5]),
+)
+def test_no_channel_is_better_hidden_than_alone(tensor: NDArray[np.float32], channel: int, share: float) -> None:
+    """Whatever the scales of the channels, a channel that varies and is lost has an SQNR of its own."""
+    tensor = tensor + np.linspace(0, 50, 40, dtype=np.float32)
+    damaged = tensor.copy()
+    damaged[0, channel] *= share
+    sqnr, place = compare_channels(tensor, damaged)
+    assert sqnr == pytest.approx(-20 * np.log10(1 - share), abs=1e-3)
+    assert place == f"channel {channel} of axis 1"
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [
+        ((1, 84, 2100), 1),
+        ((1, 25200, 85), 2),
+        ((2, 4, 64, 64), 1),
+        ((1, 64, 64, 3), 3),
+        ((1, 3, 80, 80, 85), 4),
+        ((300, 6), 1),
+        ((1, 1000), None),
+        ((1, 77, 768), 1),
+        ((1, 1, 320, 320), None),
+        ((4,), None),
+        ((0, 6), None),
+    ],
+)
+def test_channels_are_the_axis_that_detectors_and_latents_use(shape: tuple[int, ...], axis: int | None) -> None:
+    assert channel_axis(shape) == axis
+
+
+def test_another_class_is_found_where_the_numbers_are_near() -> None:
+    """Three of two hundred positions change their class by a tenth: the SQNR is above every usual bound."""
+    scores = np.zeros((1, 200, 20))
+    first, second = np.arange(200) % 20, (np.arange(200) + 1) % 20
+    scores[0, range(200), first], scores[0, range(200), second] = 0.55, 0.45
+    other = scores.copy()
+    other[0, :60:20, 0], other[0, :60:20, 1] = 0.45, 0.55
+    assert class_agreement(scores, other) == pytest.approx(0.985)
+    assert "98.5% of the classes agree" in judged(single(scores), single(other), INT8)
+
+
+def test_a_tie_of_two_classes_is_no_disagreement() -> None:
+    reference, other = np.array([[0.499, 0.501, 0.0]]), np.array([[0.501, 0.499, 0.0]])
+    assert class_agreement(reference, other) == 1.0
+
+
+def test_integers_agree_only_where_they_are_equal() -> None:
+    labels = np.arange(100)
+    assert class_agreement(labels, labels + (labels < 3)) == 0.97
+    assert "97.0% of the classes agree" in judged(single(labels), single(labels + (labels < 3)), INT8)
+
+
+def test_an_offset_of_all_logits_hides_no_error() -> None:
+    logits = 100 + RNG.standard_normal((1, 200))
+    other = np.full_like(logits, 100)
+    assert compare_tensors(logits, other).sqnr > 35
+    kinds = OutputKinds(linear=frozenset({"out"}))
+    assert "in the differences in each row is below the bound" in judged(single(logits), single(other), INT8, kinds)
+    assert not judged(single(logits), single(logits + 0.01), INT8, kinds)
+
+
+def test_logits_count_as_classes_and_embeddings_do_not() -> None:
+    logits, other = np.array([[1.0, 3.0, 2.0]]), np.array([[1.0, 2.0, 3.0]])
+    assert class_agreement(logits, other) is None
+    assert class_agreement(logits, other, are_logits=True) == 0.0
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [np.full((1, 1, 64, 64), 3e-3), np.linspace(0, 3e-3, 4096).reshape(1, 1, 64, 64), np.zeros((0, 6))],
+    ids=["constant", "tiny beside its range", "empty"],
+)
+def test_an_answer_without_signal_proves_nothing(reference: NDArray[np.float64]) -> None:
+    """Neither that a network of other arithmetic is right, nor that the same arithmetic elsewhere is wrong."""
+    near = reference + 2e-5 * RNG.standard_normal(reference.shape)
+    assert compare_outputs(single(reference), single(near), UNIT).unproven == ("out",)
+    assert judged(single(reference), single(near), INT8, UNIT) == UNPROVEN.format("out")
+    assert judged(single(reference), single(reference), INT8, UNIT) == UNPROVEN.format("out")
+    assert not judged(single(reference), single(near), OTHER_F32, UNIT)
+
+
+def test_one_probe_with_signal_is_enough() -> None:
+    weak, strong = np.full((1, 1, 64, 64), 1e-3), RNG.uniform(0, 1, (1, 1, 64, 64))
+    assert not judged(single(weak, strong), single(weak + 1e-4, strong + 1e-3), INT8, UNIT)
+    assert "below the bound" in judged(single(weak, strong), single(weak, 0 * strong), INT8, UNIT)
+
+
+def test_an_empty_answer_is_another_answer() -> None:
+    with pytest.raises(OutputMismatch, match=r"shape \[0, 6\], the baseline's has \[3, 6\] for input 0"):
+        compare_outputs(single(np.ones((3, 6))), single(np.ones((0, 6))))
+
+
+def test_single_numbers_are_compared_over_all_inputs() -> None:
+    """The probability of speech of each input: one number has no power of its own."""
+    reference = single(*(np.array([[value]]) for value in (0.1, 0.9, 0.5)))
+    other = single(*(np.array([[value]]) for value in (0.1, 0.9, 0.4)))
+    fidelity = compare_outputs(reference, other, UNIT).fidelity
+    assert list(fidelity) == [ALL_INPUTS]
+    assert fidelity[ALL_INPUTS].sqnr == pytest.approx(10 * np.log10((0.01 + 0.81 + 0.25) / 0.01))
+
+
+def test_the_last_nodes_say_which_outputs_are_probabilities_and_logits(tmp_path: Path) -> None:
+    names = ["probabilities", "logits", "text_embeds", "plain"]
+    nodes = [
+        helper.make_node("Sigmoid", ["x"], ["s"]),
+        helper.make_node("Transpose", ["s"], ["probabilities"]),
+        helper.make_node("MatMul", ["x", "w"], ["m"]),
+        helper.make_node("Add", ["m", "b"], ["logits"]),
+        helper.make_node("MatMul", ["x", "w"], ["text_embeds"]),
+        helper.make_node("Add", ["x", "x"], ["plain"]),
+    ]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4, 4]) for name in ("x", *names)]
+    weights = [
+        helper.make_tensor("w", TensorProto.FLOAT, [4, 4], np.eye(4).ravel()),
+        helper.make_tensor("b", TensorProto.FLOAT, [4], np.zeros(4)),
+    ]
+    onnx.save(helper.make_model(helper.make_graph(nodes, "g", values[:1], values[1:], weights)), tmp_path / "m.onnx")
+    kinds = read_output_kinds(tmp_path / "m.onnx")
+    assert kinds == OutputKinds(unit=frozenset({"probabilities"}), linear=frozenset({"logits", "text_embeds"}))
+    assert read_output_kinds(NETWORKS["encoder"](tmp_path / "encoder.onnx")) == NO_KINDS
