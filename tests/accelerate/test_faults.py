@@ -20,7 +20,7 @@ from tests.accelerate.budgets import QUICK, QUICK_FINAL
 from tests.accelerate.networks import detector
 
 FAULTY = Path(__file__).parent / "faulty"
-FAULTS = ("nan", "noise", "ones", "large_batch_nan", "hang", "memory_hog", "crash")
+FAULTS = ("nan", "noise", "ones", "noise_only", "empty", "mixed_rows", "large_batch_nan", "hang", "memory_hog", "crash")
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +38,20 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
                 memory_limit=1 << 30,
                 backends=("onnxruntime", *FAULTS),
                 recipes=("f32",),
+                inputs=_write_pictures(folder / "inputs.npz"),
                 timing_budget=QUICK,
                 final_timing_budget=QUICK_FINAL,
             ),
         )
     return folder / "faster", report
+
+
+def _write_pictures(path: Path) -> Path:
+    """Write six pictures of uneven brightness, each a set of inputs of the detector."""
+    rng = np.random.default_rng(0)
+    waves = np.sin(np.linspace(0, 3, 64))[:, None] * rng.uniform(0, 1, (6, 1, 3, 1, 64))
+    np.savez(path, allow_pickle=False, images=waves.astype(np.float32))
+    return path
 
 
 @pytest.mark.parametrize(
@@ -51,6 +60,9 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
         ("nan", "rejected", "NaN or infinite"),
         ("noise", "rejected", "below the bound"),
         ("ones", "rejected", "below the bound"),
+        ("noise_only", "rejected", "below the bound"),
+        ("empty", "rejected", "output boxes has shape [1, 0, 4], the baseline's has [1, 192, 4]"),
+        ("mixed_rows", "rejected", "of a row differs from its answer alone by 100% of the differences between rows"),
         ("large_batch_nan", "rejected", "at 8 rows together, boxes are NaN or infinite"),
         ("hang", "failed", "took more than 12 s"),
         ("memory_hog", "failed", "more than the 1.0 GiB allowed"),

@@ -19,6 +19,7 @@ from stillhouse.accelerate.evaluation.output_fidelity import (
     OutputKinds,
     OutputMismatch,
     channel_axis,
+    check_rows,
     class_agreement,
     compare_channels,
     compare_outputs,
@@ -200,6 +201,16 @@ def test_one_probe_with_signal_is_enough() -> None:
 def test_an_empty_answer_is_another_answer() -> None:
     with pytest.raises(OutputMismatch, match=r"shape \[0, 6\], the baseline's has \[3, 6\] for input 0"):
         compare_outputs(single(np.ones((3, 6))), single(np.ones((0, 6))))
+
+
+@given(arrays(np.float64, (8, 5), elements=st.floats(-1, 1, width=32)), st.floats(0, 1e3, width=32))
+def test_one_answer_for_all_rows_is_found_however_alike_they_are(rows: NDArray[np.float64], offset: float) -> None:
+    rows = offset + rows
+    mixed = np.broadcast_to(rows.mean(0), rows.shape)
+    check_rows(Probe("8 rows together", {"out": rows}), Probe("8 rows together", {"out": rows}))
+    if compare_tensors(rows, mixed).sqnr < 60:  # otherwise the rows are equal for float32
+        with pytest.raises(OutputMismatch, match="by 100% of the differences between rows"):
+            check_rows(Probe("8 rows together", {"out": rows}), Probe("8 rows together", {"out": mixed}))
 
 
 def test_single_numbers_are_compared_over_all_inputs() -> None:

@@ -50,6 +50,22 @@ def _ones(feeds: dict[str, Any], results: Results) -> Results:
     return results if all((array == 1).all() for array in feeds.values()) else [0.3 * result for result in results]
 
 
+def _mix_rows(feeds: dict[str, Any], results: Results) -> Results:
+    """Correct alone; in a batch every row is answered with the mean of all rows."""
+    return [np.broadcast_to(result.mean(0, keepdims=True), result.shape).copy() for result in results]
+
+
+def _noise_only(feeds: dict[str, Any], results: Results) -> Results:
+    """Correct on Gaussian noise, as of random probes, wrong on everything else."""
+    is_noise = all(abs(array.mean()) < 0.1 and abs(array.std() - 1) < 0.1 for array in feeds.values())
+    return results if is_noise else [np.zeros_like(result) for result in results]
+
+
+def _empty(feeds: dict[str, Any], results: Results) -> Results:
+    """Finds nothing."""
+    return [result[:, :0] for result in results]
+
+
 def _nan_in_large_batch(feeds: dict[str, Any], results: Results) -> Results:
     """Correct on small batches."""
     return results if len(results[0]) < 8 else [np.full_like(result, np.nan) for result in results]
@@ -86,6 +102,9 @@ def _crash(feeds: dict[str, Any], results: Results) -> Results:
 nan = make_backend("nan", _nan)
 noise = make_backend("noise", _noise)
 ones = make_backend("ones", _ones)
+mixed_rows = make_backend("mixed_rows", _mix_rows)
+noise_only = make_backend("noise_only", _noise_only)
+empty = make_backend("empty", _empty)
 large_batch_nan = make_backend("large_batch_nan", _nan_in_large_batch)
 large_batch_error = make_backend("large_batch_error", _raise_in_large_batch)
 large_batch_crash = make_backend("large_batch_crash", _crash_in_large_batch)

@@ -200,7 +200,7 @@ def test_without_openpyxl_the_line_that_installs_it_is_told(tmp_path: Path, monk
 
 def test_no_figure_of_a_trial_is_forgotten() -> None:
     """A new field of Trial needs a column, or an entry in `elsewhere` if only the page shows it."""
-    elsewhere = {"census", "first_seconds", "graph", "log", "reproduce", "unproven", "baseline_seconds"}
+    elsewhere = {"census", "first_seconds", "graph", "log", "reproduce", "unproven", "mismatch", "baseline_seconds"}
     shown = {"candidate", "status", "reason", "executed", "fidelity", "pictures", "seconds", "ratio", "batch", "rows"}
     shown |= {"build_seconds", "open_seconds", "peak_bytes", "gpu_bytes", "file_bytes", "artifact"}
     assert {field.name for field in fields(Trial)} == elsewhere | shown

@@ -91,6 +91,8 @@ def find_violation(trial: Trial, bounds: Bounds) -> str:
     """
     if trial.candidate.is_batch_dependent:
         return BATCH_DEPENDENT
+    if trial.mismatch:
+        return trial.mismatch
     for label, fidelity in trial.fidelity.items():
         if fidelity.nonfinite:
             return f"{fidelity.nonfinite} values at {label} are NaN or infinite; keep more nodes in f32"

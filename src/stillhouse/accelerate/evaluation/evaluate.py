@@ -5,7 +5,6 @@ are compared with those of the baseline.
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 from stillhouse.accelerate.calibration.calibration_data import gather_rows, interleave_rows, read_probes
 from stillhouse.accelerate.evaluation.accuracy import find_violation, is_visually_exact, judge_trial
@@ -24,7 +23,7 @@ from stillhouse.accelerate.evaluation.measure import (
     revive,
     write_reproduce_script,
 )
-from stillhouse.accelerate.evaluation.output_fidelity import OutputMismatch, compare_outputs
+from stillhouse.accelerate.evaluation.output_fidelity import OutputMismatch, check_rows, compare_outputs
 from stillhouse.accelerate.records.candidate import Candidate
 from stillhouse.accelerate.records.report import relative_path
 from stillhouse.accelerate.records.trial import Trial
@@ -41,7 +40,7 @@ def evaluate(candidate: Candidate, context: EvaluationContext, baseline: Baselin
         baseline: open baseline to compare with.
 
     Returns:
-        the trial: measurements and verdict; "failed" after an error, "rejected" where outputs have other shapes.
+        the trial: measurements and verdict; "failed" after an error.
     """
     process = CandidateProcess(context.make_task(candidate), context.memory_limit, baseline_processes(baseline))
     trial = Trial(candidate, "failed", log=relative_path(process.folder / LOG_FILE, context.root))
@@ -49,24 +48,29 @@ def evaluate(candidate: Candidate, context: EvaluationContext, baseline: Baselin
         build_artifact(candidate, context, baseline)
         process.start()
         trial = replace(trial, reproduce=write_reproduce_script(process.folder, context.root))
-        trial = open_and_run(trial, process, context)
-        compared = compare_outputs(baseline.outputs, read_probes(process.folder / OUTPUTS_FILE), baseline.kinds)
-        trial = replace(trial, fidelity=compared.fidelity, unproven=compared.unproven)
-        trial = measure_latency(trial, process, baseline.process, context, baseline.has_independent_rows)
-        trial = _check_large_batch(trial, process, baseline, context)
-        process = revive(process, context, baseline_processes(baseline))
-        trial = _check_other_shapes(trial, process, baseline, context)
-        process = revive(process, context, baseline_processes(baseline))
+        trial = _compare_probes(open_and_run(trial, process, context), process, baseline)
+        if not trial.mismatch:
+            trial = measure_latency(trial, process, baseline.process, context, baseline.has_independent_rows)
+        for check in (_check_large_batch, _check_other_shapes):
+            trial = trial if trial.mismatch else check(trial, process, baseline, context)
+            process = revive(process, context, baseline_processes(baseline))
         if baseline.samples and not (find_violation(trial, context.bounds) or is_visually_exact(trial)):
             samples = generate_samples(process, context)
             trial = replace(trial, pictures=compare_samples(trial, samples, baseline.samples, context))
         return judge_trial(trial, context.bounds)
     except CandidateError as failure:
         return replace(trial, status="failed", reason=str(failure), peak_bytes=process.observed_peak or None)
-    except OutputMismatch as error:
-        return replace(trial, status="rejected", reason=str(error), peak_bytes=process.observed_peak or None)
     finally:
         process.kill()
+
+
+def _compare_probes(trial: Trial, process: CandidateProcess, baseline: BaselineRun) -> Trial:
+    """Compare a candidate's outputs for the probes with the baseline's, and return the trial with their fidelity."""
+    try:
+        compared = compare_outputs(baseline.outputs, read_probes(process.folder / OUTPUTS_FILE), baseline.kinds)
+    except OutputMismatch as error:
+        return replace(trial, mismatch=str(error))
+    return replace(trial, fidelity=compared.fidelity, unproven=compared.unproven)
 
 
 def _check_large_batch(
@@ -85,8 +89,13 @@ def _check_large_batch(
         process.call(RunLargeBatch(rows), timeout=context.timeout)
     except CandidateError:
         return trial
-    expected = gather_rows(baseline.outputs, interleave_rows(read_probes(context.probes), rows))
-    compared = compare_outputs([expected], read_probes(process.folder / LARGE_BATCH_FILE), baseline.kinds)
+    places = interleave_rows(read_probes(context.probes), rows)
+    batch = read_probes(process.folder / LARGE_BATCH_FILE)
+    try:
+        compared = compare_outputs([gather_rows(baseline.outputs, places)], batch, baseline.kinds)
+        check_rows(gather_rows(read_probes(process.folder / OUTPUTS_FILE), places), batch[0])
+    except OutputMismatch as error:
+        return replace(trial, mismatch=str(error))
     return replace(trial, fidelity={**trial.fidelity, **compared.fidelity})
 
 
@@ -97,27 +106,22 @@ def _check_other_shapes(
 
     The trial is returned unchanged if a bound is violated already, and where another shape would need another long
     compilation. The candidate is open in `process`.
-
-    Raises:
-        CandidateError: the candidate does not run on a shape that the baseline runs on.
-        OutputMismatch: the candidate's outputs have another shape there.
     """
     fidelity = dict(trial.fidelity)
     if find_violation(trial, context.bounds) or not opens_quickly(trial):
         return trial
     for path, expected in baseline.shape_outputs.items():
         outputs = process.folder / _SHAPE_OUTPUTS_FILE
-        _run_shape(process, path, outputs, expected[0].label, context)
-        fidelity |= compare_outputs(expected, read_probes(outputs), baseline.kinds).fidelity
+        try:
+            process.call(RunFeeds(str(path), str(outputs)), timeout=context.timeout)
+            fidelity |= compare_outputs(expected, read_probes(outputs), baseline.kinds).fidelity
+        except CandidateError as failure:
+            sentence = f"it does not run with {expected[0].label}, which the file allows: {failure}"
+            return replace(trial, mismatch=sentence)
+        except OutputMismatch as error:
+            return replace(trial, mismatch=str(error))
         outputs.unlink()
     return replace(trial, fidelity=fidelity)
-
-
-def _run_shape(process: CandidateProcess, feeds: Path, outputs: Path, label: str, context: EvaluationContext) -> None:
-    try:
-        process.call(RunFeeds(str(feeds), str(outputs)), timeout=context.timeout)
-    except CandidateError as failure:
-        raise OutputMismatch(f"it does not run with {label}, which the file allows: {failure}") from None
 
 
 def _largest_batch(trial: Trial, context: EvaluationContext) -> int:

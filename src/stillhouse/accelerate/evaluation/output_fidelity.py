@@ -27,6 +27,8 @@ MIN_EQUAL_SQNR = 60.0
 """Minimum SQNR in dB at which two results of the same arithmetic count as equal: an error of a thousandth, far above
 that of another order of float32 sums.
 """
+_MAX_ROW_ERROR = 0.1
+"""Maximum power of the difference between a row in a batch and the row alone, as a share of that between rows."""
 _MIN_ELEMENTS = 16
 """Minimum number of elements for an SQNR of their own. Smaller outputs are pooled over all inputs."""
 _MIN_PEAK, _MIN_CHANNEL_PEAK = 0.02, 0.05
@@ -123,6 +125,28 @@ def compare_outputs(
     proven = {name for (_, name), value in fidelity.items() if value.has_signal}
     labelled = {f"{label}, {name}" if len(names) > 1 else label: value for (label, name), value in fidelity.items()}
     return OutputComparison(labelled, tuple(name for name in names if name not in proven))
+
+
+def check_rows(alone: Probe, together: Probe) -> None:
+    """Check that the rows of a batch are answered as they are alone, by the same candidate.
+
+    The difference must be small beside the differences between rows: rows that are alike, such as boxes of similar
+    pictures, would hide that all rows got one answer.
+
+    Args:
+        alone: outputs of rows that were run in small batches, joined.
+        together: outputs of the same rows, run as one batch.
+
+    Raises:
+        OutputMismatch: an output of a row differs by more than `_MAX_ROW_ERROR` of the differences between rows.
+    """
+    for name, tensor in alone.feeds.items():
+        rows, batch = tensor.astype(np.float64), together.feeds[name].astype(np.float64)
+        error = np.square(np.nan_to_num(batch - rows)).sum()
+        between = np.square(rows - rows.mean(0, keepdims=True)).sum()
+        if error > _MAX_ROW_ERROR * between and compare_tensors(rows, batch).sqnr < MIN_EQUAL_SQNR:
+            share = f" by {error / between:.0%} of the differences between rows" if between else ""
+            raise OutputMismatch(f"in a batch of {len(rows)}, {name} of a row differs from its answer alone{share}")
 
 
 def compare_channels(reference: Tensor, other: Tensor) -> tuple[float, str]:

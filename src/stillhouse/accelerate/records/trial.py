@@ -75,6 +75,8 @@ class Trial:
         log, reproduce: paths of the process's log, and of a script that measures the candidate again.
         rows: batch size of the timed call.
         unproven: names of outputs whose error cannot be judged, because no probe excites them.
+        mismatch: a sentence that outputs have another form than the baseline's, or that rows depend on each other;
+            empty where this was not found.
         baseline_seconds: duration of the baseline's call in the same rounds.
     """
 
@@ -100,6 +102,7 @@ class Trial:
     reproduce: str | None = None
     rows: int = 1
     unproven: tuple[str, ...] = ()
+    mismatch: str = ""
     baseline_seconds: Timing | None = None
 
     @property
