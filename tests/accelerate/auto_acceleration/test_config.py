@@ -1,6 +1,7 @@
 """Auto-Acceleration's config.yml and folders are read, and invalid ones are refused with an explanation."""
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from stillhouse.accelerate.auto_acceleration.config import (
     find_layout,
     read_config,
 )
+from stillhouse.accelerate.auto_acceleration.yaml_strict import read_yaml
 from stillhouse.accelerate.records.report import Bounds
 from stillhouse.backends.signature import Signature, read_signature
 from stillhouse.errors import InvalidRequest, RuntimeMissing
@@ -63,6 +65,7 @@ UNET = Signature(
     arithmetic="f32",
 )
 LENGTHS = st.integers(1, 4096)
+WORDS = st.text("abc_", min_size=1, max_size=9)
 NAMES = st.one_of(st.integers(0, 999).map(str), st.text(min_size=1, max_size=9))
 
 
@@ -94,6 +97,33 @@ def test_their_sample_is_read_as_it_is(read: Reader) -> None:
     check_config(config, UNET)
 
 
+@given(document=st.recursive(st.integers(0, 9), lambda inner: st.dictionaries(WORDS, inner, min_size=1, max_size=3)))
+def test_tabs_are_read_as_the_indentation_that_they_show(
+    tmp_path_factory: pytest.TempPathFactory, document: object
+) -> None:
+    """Auto-Acceleration's documentation prints its config.yml with tabs."""
+    path = tmp_path_factory.mktemp("tabs") / "config.yml"
+    spaces = yaml.safe_dump({"input": document}, indent=4, default_style='"', width=10**6)
+    lines = [(len(line) - len(line.lstrip(" ")), line.lstrip(" ")) for line in spaces.split("\n")]
+    path.write_text("\n".join("\t" * (depth // 4) + text for depth, text in lines))
+    with (
+        pytest.warns(UserWarning, match="tabs, which YAML does not allow, were read as spaces")
+        if any(depth for depth, _ in lines)
+        else nullcontext()
+    ):
+        tabbed = read_yaml(path)
+    path.write_text(spaces)
+    assert tabbed == read_yaml(path)
+
+
+def test_their_sample_with_tabs_is_the_same(read: Reader) -> None:
+    tabbed = README.replace("\n   ", "\n\t").replace("   ", "\t").replace("device: 0 #", "device:\t0\t#")
+    with pytest.warns(UserWarning, match=r"config.yml: tabs, .* were read as spaces \(line 1\)") as caught:
+        config = read(tabbed)
+    assert config == read(README)
+    assert len(caught) == 1
+
+
 def test_axes_that_vary_have_no_length() -> None:
     assert SHAPES["sample"].axes == (None, 9, None, None)
     assert SHAPES["timestep"].axes == (1,)
@@ -118,6 +148,7 @@ def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, input
 
 
 @given(content=st.one_of(st.binary(max_size=80), st.text("{}[]:,-&*!|>'\"% \n\t01ainput<", max_size=80)))
+@pytest.mark.filterwarnings("ignore:.*tabs, which YAML does not allow")
 def test_any_file_is_a_config_or_refused(tmp_path_factory: pytest.TempPathFactory, content: str | bytes) -> None:
     read = Reader(tmp_path_factory.mktemp("noise"))
     try:
@@ -182,7 +213,13 @@ def test_merged_keys_are_no_duplicates(read: Reader) -> None:
         ("", r"config.yml is empty; allowed: a mapping"),
         ("[1, 2]", r"config.yml is \[1, 2\]; allowed: a mapping"),
         ("device: [", r"config.yml is not YAML: .*line 1"),
-        ("input:\n\tsample:\n", r"not YAML: .*line 2.*; indent with spaces; YAML does not allow tabs"),
+        (
+            "input:\n\tsample:\n        use_shape: [1]\n",
+            r"the tab on line 2 is ambiguous, because other lines have spaces; allowed: the same indentation",
+        ),
+        ("a:\n  b:\n\tc: 2\n", r"the tab on line 3 is ambiguous"),
+        ("input:\n\tsample: [1\n", r"is not YAML: expected ',' or ']'.* \(line 3\)"),
+        ("device: 'c\tpu'\nprobe:\t'ones'\n", r"not YAML: .*line 2.*; indent with spaces; YAML does not allow tabs"),
         ("a: 1\n---\nb: 2\n", r"not YAML: but found another document"),
         ("device: !!python/name:os.system x", r"not YAML: could not determine a constructor for the tag"),
         ("device: 2020-13-45", r"cannot be parsed: month must be in 1..12"),

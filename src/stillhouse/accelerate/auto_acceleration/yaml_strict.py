@@ -1,5 +1,7 @@
 """Strict reading of YAML: a duplicate key is an error, and every key is read as text, exactly as the file spells it."""
 
+import re
+import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -7,24 +9,31 @@ from typing import Any
 from stillhouse.errors import InvalidRequest, RuntimeMissing
 
 _TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
+_TAB_WIDTHS = (1, 2, 3, 4, 8)
+"""Widths of tabs in common editors, and others; a document counts only if all of them give the same one."""
 
 
 def read_yaml(path: Path) -> Any:
     """Return the YAML document of a file: dicts with str keys, lists, and scalars; None for an empty file.
 
-    Keys are not converted: 007, on and 1.0 become "007", "on" and "1.0". YAML 1.1 reads such keys as 7, True and 1.0.
+    Tabs, which YAML does not allow, are read as spaces up to the next tab stop, with a warning, if the width of a tab
+    does not matter. Keys are not converted: 007, on and 1.0 become "007", "on" and "1.0". YAML 1.1 reads such keys as
+    7, True and 1.0.
 
     Raises:
-        InvalidRequest: the file is missing or not YAML, or a key occurs twice or is not a scalar.
+        InvalidRequest: the file is missing or not YAML, a key occurs twice or is not a scalar, or the document depends
+            on the width of a tab.
         RuntimeMissing: PyYAML is not installed.
     """
     yaml = _import_yaml()
     try:
-        node = yaml.compose(path.read_bytes(), Loader=yaml.SafeLoader)
-        if node is None:
-            return None
-        _check_keys(yaml, node, path)
-        return yaml.constructor.SafeConstructor().construct_document(node)
+        content = path.read_bytes()
+        try:
+            return _parse(yaml, content, path)
+        except yaml.YAMLError as error:
+            if b"\t" not in content:
+                raise
+            return _parse_with_tabs(yaml, content, path, error)
     except OSError as error:
         raise InvalidRequest(
             f"{path} cannot be read: {error.strerror or error}", allowed="a config.yml that can be read"
@@ -35,6 +44,68 @@ def read_yaml(path: Path) -> Any:
         raise
     except (ValueError, OverflowError, RecursionError) as error:
         raise InvalidRequest(f"{path} cannot be parsed: {error}", allowed="a valid YAML document") from None
+
+
+def _parse(yaml: Any, content: bytes | str, path: Path) -> Any:
+    """Return the document of YAML text; raise InvalidRequest for its keys, or an error of the module `yaml`."""
+    node = yaml.compose(content, Loader=yaml.SafeLoader)
+    if node is None:
+        return None
+    _check_keys(yaml, node, path)
+    return yaml.constructor.SafeConstructor().construct_document(node)
+
+
+def _parse_with_tabs(yaml: Any, content: bytes, path: Path, error: Any) -> Any:
+    """Return the document of YAML text with tabs, which YAML does not allow, and warn about the tabs.
+
+    A tab becomes the spaces up to the next column that is a multiple of a width. The document is returned only where
+    each of the widths _TAB_WIDTHS gives the same one, so that it does not depend on the width in the user's editor.
+
+    Args:
+        yaml: the module of PyYAML.
+        content: bytes of the file.
+        path: path of the file, for messages.
+        error: error of reading the file with its tabs, raised again where the tabs are not what is wrong.
+
+    Raises:
+        InvalidRequest: the widths give different documents, or a key occurs twice.
+    """
+    text = content.decode("utf-8-sig", errors="strict")
+    documents, errors = [], []
+    for width in _TAB_WIDTHS:
+        try:
+            documents.append(_parse(yaml, _expand_tabs(text, width), path))
+        except yaml.YAMLError as other_error:
+            errors.append(other_error)
+    line = _tab_line(text, error)
+    if not documents:
+        raise errors[-1]
+    if errors or len(set(map(repr, documents))) > 1:
+        raise InvalidRequest(
+            f"{path}: the tab on line {line} is ambiguous, because other lines have spaces",
+            allowed="the same indentation, tabs or spaces, on all lines",
+            fix="indent with spaces; YAML does not allow tabs",
+        )
+    warnings.warn(f"{path}: tabs, which YAML does not allow, were read as spaces (line {line})", stacklevel=4)
+    return documents[0]
+
+
+def _expand_tabs(text: str, width: int) -> str:
+    """Replace the tabs before the text of each line, and all tabs of lines without quotes, by spaces up to a column."""
+    lines = []
+    for line in text.splitlines(keepends=True):
+        start = len(line) - len(line.lstrip(" \t")) if re.search("[\"']", line) else len(line)
+        lines.append(line[:start].expandtabs(width) + line[start:])
+    return "".join(lines)
+
+
+def _tab_line(text: str, error: Any) -> int:
+    """Return the number, from 1, of the line of an error if this line has a tab, else of the first line with a tab."""
+    lines = text.splitlines()
+    mark = getattr(error, "problem_mark", None)
+    if mark and mark.line < len(lines) and "\t" in lines[mark.line]:
+        return int(mark.line) + 1
+    return next(number for number, line in enumerate(lines, 1) if "\t" in line)
 
 
 def _import_yaml() -> Any:
