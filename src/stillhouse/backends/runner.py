@@ -212,7 +212,7 @@ def bind_axes(shapes: Mapping[str, Sequence[int]], axes: Mapping[str, Axes]) -> 
     {'batch': 2, 'height': 64, 'width': 64}
 
     Raises:
-        InvalidRequest: an unknown input, a wrong rank or fixed length, a length of 0, or two lengths for one name.
+        InvalidRequest: an unknown input, a wrong rank or fixed length, or two lengths for one name.
     """
     lengths: dict[str, int] = {}
     for name, shape in shapes.items():
@@ -220,7 +220,7 @@ def bind_axes(shapes: Mapping[str, Sequence[int]], axes: Mapping[str, Axes]) -> 
         if len(shape) != len(axes[name]) or not all(map(_axis_fits, axes[name], shape, [lengths] * len(shape))):
             raise InvalidRequest(
                 f"input {name!r} has shape {_format_shape(shape)}",
-                allowed=f"{_format_shape(axes[name])}, lengths of 1 or more, and one length for each name of an axis",
+                allowed=f"{_format_shape(axes[name])}, and one length for each name of an axis",
             )
     return lengths
 
@@ -248,11 +248,11 @@ def _axis_fits(axis: int | str | None, length: int, lengths: dict[str, int]) -> 
 
     Args:
         axis: the only allowed length; a name, where all axes of this name must have one length; or None for any length.
-        length: length of the axis in an input array; 0 is never allowed.
+        length: length of the axis in an input array.
         lengths: recorded length of each named axis.
     """
     expected = lengths.setdefault(axis, length) if isinstance(axis, str) else axis
-    return length > 0 and expected in (None, length)
+    return length >= 0 and expected in (None, length)
 
 
 def _prepare_array(array: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
