@@ -1,6 +1,7 @@
 """Options of a sweep: the checksum decides whether earlier measurements may be reused."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,7 @@ DEFAULT = AccelerateOptions()
         replace(DEFAULT, timing_budget=TimingBudget(round_seconds=0.01)),
         replace(DEFAULT, threads=1),
         replace(DEFAULT, device="cpu"),
+        replace(DEFAULT, pixels="0..1"),
     ],
 )
 def test_what_influences_measurements_changes_the_checksum(changed: AccelerateOptions) -> None:
@@ -29,3 +31,13 @@ def test_what_influences_measurements_changes_the_checksum(changed: AccelerateOp
 )
 def test_what_does_not_leaves_it(equal: AccelerateOptions) -> None:
     assert checksum_options(equal) == checksum_options(DEFAULT)
+
+
+def test_a_folder_of_inputs_counts_by_its_files(tmp_path: Path) -> None:
+    folder = AccelerateOptions(inputs=tmp_path)
+    (tmp_path / "a.png").write_bytes(b"1")
+    checksums = [checksum_options(folder)]
+    for name, content in (("a.png", b"2"), ("b.png", b"2"), ("c.png", b"")):
+        (tmp_path / name).write_bytes(content)
+        checksums.append(checksum_options(folder))
+    assert len(set(checksums)) == 4 and checksum_options(folder) == checksums[-1]

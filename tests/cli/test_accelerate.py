@@ -104,7 +104,12 @@ def test_a_check_fails_where_the_bound_is_missed(swept: Path, capsys: pytest.Cap
         ("model.onnx -o out --config upside_down.yml", "min_shape", None),
         ("model.onnx -o out --inputs none.npz", "none.npz", None),
         ("model.onnx -o out --inputs file.txt", "file.txt", None),
+        ("model.onnx -o out --inputs full --pixels 0..1", "full contains no pictures", ".png"),
+        ("model.onnx -o out --inputs full --pixels 0-1", "--pixels 0-1 was given for", "0..1, 0..255, -1..1, imagenet"),
+        ("model.onnx -o out --inputs file.npz --pixels 0..1", "file.npz is no folder of pictures", "--inputs FOLDER"),
+        ("model.onnx -o out --pixels 0..1", "--pixels 0..1 was given without --inputs", "--inputs FOLDER"),
         ("model.onnx -o out --shape images=1x3", "images", None),
+        ("model.onnx -o out --shape images=1x3x0x64", "images", "[batch, 3, 64, 64]"),
         ("model.onnx -o out --shape other=1x3", "other", "images"),
         (
             "model.onnx -o out --rows 2,4",
@@ -151,6 +156,7 @@ def test_units() -> None:
     assert [duration(text) for text in ("90", "90s", "1.5m", "1h")] == [90.0, 90.0, 90.0, 3600.0]
     assert [byte_size(text) for text in ("1000", "4GiB", "500 MiB", "2GB")] == [1000, 4 << 30, 500 << 20, 2 * 10**9]
     assert parse_named_shape("a=b=1x2") == ("a=b", (1, 2))
+    assert parse_named_shape("past=1x4x0x16") == ("past", (1, 4, 0, 16))
     assert parse_batch_sizes("16,4") == (1, 2, 4, 16)
     for wrong in ("0,2", "2,", "2-4"):
         with pytest.raises(ArgumentTypeError, match="allowed: batch sizes from 1 to 9999"):

@@ -52,7 +52,8 @@ class AccelerateOptions:
             changed copy of FINAL_BUDGET keeps its number of openings.
         requests: images to generate for calibration and comparison; empty: captions or general prompts.
         students: names of distilled students to try in place of the pipeline, as `students.add_students` returns them.
-        inputs: for a single ONNX file, an .npz file of inputs; None: inputs are generated.
+        inputs: for a single ONNX file, an .npz file of inputs or a folder of pictures; None: inputs are generated.
+        pixels: range of pixels for a folder of pictures, see `user_inputs.read_picture_inputs`; empty: not given.
         all_ones: for a single ONNX file, whether inputs are filled with ones, as in Auto-Acceleration.
         shapes: for a single ONNX file, shapes by input name; they replace dynamic axes.
         shape_ranges: for a single ONNX file, (minimum, maximum) shape by input name.
@@ -76,6 +77,7 @@ class AccelerateOptions:
     requests: tuple[ImageRequest, ...] = ()
     students: tuple[str, ...] = ()
     inputs: Path | None = None
+    pixels: str = ""
     all_ones: bool = False
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     shape_ranges: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
@@ -117,7 +119,7 @@ def checksum_options(options: AccelerateOptions) -> str:
         "threads": options.threads,
         "timing_budget": options.timing_budget,
         "requests": options.requests,
-        "inputs": options.inputs and file_sha256(options.inputs),
+        "inputs": options.inputs and _inputs_sha256(options.inputs),
         "all_ones": options.all_ones,
         "shapes": sorted(options.shapes.items()),
         **(
@@ -128,8 +130,16 @@ def checksum_options(options: AccelerateOptions) -> str:
         **({"final_timing_budget": options.final_timing_budget} if options.final_timing_budget != FINAL_BUDGET else {}),
         **({"rows": options.rows} if options.rows else {}),
         **({} if options.device == "auto" else {"device": options.device}),
+        **({"pixels": options.pixels} if options.pixels else {}),
     }
     return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+def _inputs_sha256(inputs: Path) -> str | list[tuple[str, str]]:
+    """Return the SHA-256 (hex) of a file of inputs, or the name and SHA-256 of each file in a folder of pictures."""
+    if not inputs.is_dir():
+        return file_sha256(inputs)
+    return [(path.name, file_sha256(path)) for path in sorted(inputs.iterdir()) if path.is_file()]
 
 
 def format_axis_ranges(

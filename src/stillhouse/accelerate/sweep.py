@@ -181,7 +181,9 @@ class Sweep(SweepState):
             ((name, paths),) = files.items()
             graph = self.workspace.components[0].graph
             notes = {
-                name: record_network_inputs(graph, paths, options.inputs, options.shapes, all_ones=options.all_ones)
+                name: record_network_inputs(
+                    graph, paths, options.inputs, options.shapes, all_ones=options.all_ones, pixels=options.pixels
+                )
             }
         self.save_report(replace(self.report, probes={**self.report.probes, **notes}))
         return files

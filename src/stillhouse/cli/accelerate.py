@@ -14,7 +14,7 @@ from stillhouse.accelerate.auto_acceleration.config import (
     find_layout,
     read_config,
 )
-from stillhouse.accelerate.calibration.inputs import infer_shapes, read_npz_inputs
+from stillhouse.accelerate.calibration.inputs import infer_shapes, read_user_inputs
 from stillhouse.accelerate.evaluation.latency import TimingBudget
 from stillhouse.accelerate.options import AccelerateOptions
 from stillhouse.accelerate.records.report import GOALS, REPORT_FILE, Bounds
@@ -66,7 +66,15 @@ def declare(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--prompt", action="append", default=[], metavar="TEXT", help="prompt of the compared pictures; repeatable"
     )
-    parser.add_argument("--inputs", type=Path, metavar="FILE.npz", help="inputs of a bare .onnx file")
+    parser.add_argument(
+        "--inputs", type=Path, metavar="PATH", help="inputs of a bare .onnx file: an .npz file, or a folder of pictures"
+    )
+    parser.add_argument(
+        "--pixels",
+        default="",
+        metavar="RANGE",
+        help="range of pixels for a folder of pictures: 0..1, 0..255, -1..1 or imagenet; 0..1:bgr for BGR",
+    )
     parser.add_argument("--shape", action="append", default=[], type=parse_named_shape, metavar="NAME=1x3x224x224")
     parser.add_argument("--device", type=parse_device, metavar="NAME", help="auto, cpu, gpu, or the index of a GPU")
     parser.add_argument(
@@ -195,6 +203,7 @@ def _make_options(arguments: Namespace, config: AutoAccelerationConfig | None) -
         else TimingBudget(min_rounds=defaults.iterations, max_rounds=defaults.iterations),
         requests=tuple(ImageRequest(prompt, seed=seed) for seed, prompt in enumerate(arguments.prompt)),
         inputs=inputs,
+        pixels=arguments.pixels,
         all_ones=defaults.probe == ONES and inputs is None,
         shapes={**defaults.shapes, **dict(arguments.shape)},
         shape_ranges={**defaults.shape_ranges, **{name: (shape, shape) for name, shape in arguments.shape}},
@@ -220,7 +229,10 @@ def _check_network(graph: Path, options: AccelerateOptions, config: AutoAccelera
         problem = f"--rows was given, but the source {graph} is a single ONNX file"
         raise InvalidRequest(problem, allowed="batch sizes for the denoiser of a pipeline")
     if options.inputs:
-        read_npz_inputs(options.inputs, graph)
+        read_user_inputs(options.inputs, graph, options.shapes, options.pixels)
+    elif options.pixels:
+        problem = f"--pixels {options.pixels} was given without --inputs"
+        raise InvalidRequest(problem, allowed="--pixels together with --inputs FOLDER")
     else:
         infer_shapes(graph, overrides=options.shapes)
 
@@ -269,7 +281,7 @@ def parse_named_shape(text: str) -> tuple[str, tuple[int, ...]]:
     ('image', (1, 3, 64, 64))
     """
     name, _, axes = text.rpartition("=")
-    if not name or not re.fullmatch(r"[1-9]\d*([x,][1-9]\d*)*", axes):
+    if not name or not re.fullmatch(r"(0|[1-9]\d*)([x,](0|[1-9]\d*))*", axes):
         raise ArgumentTypeError(f"{text!r} is not a name with a shape; allowed: NAME=1x3x224x224")
     return name, tuple(int(axis) for axis in re.split("[x,]", axes))
 

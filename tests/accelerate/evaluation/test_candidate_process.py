@@ -27,7 +27,7 @@ class Dance(Command[None], frozen=True):
 def task(tmp_path_factory: pytest.TempPathFactory) -> CandidateTask:
     folder = tmp_path_factory.mktemp("subject")
     graph = detector(folder / "detector.onnx")
-    feeds = plausible_inputs(graph, infer_shapes(graph), 3)
+    feeds = plausible_inputs(graph, infer_shapes(graph), 3).sets
     write_probes(folder / "probes.npz", [Probe(f"input {i}", feed) for i, feed in enumerate(feeds)])
     return CandidateTask(
         Candidate("network", "onnxruntime"), str(graph), str(folder / "trial"), "", str(folder / "probes.npz")

@@ -3,6 +3,7 @@
 Examples are the channels that a convolution requires, and the size of an embedding table that an input indexes.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -45,6 +46,17 @@ _PASS_THROUGH_OPS = _ELEMENTWISE_OPS | {
 }
 """Operators through which an index into a table may pass on its way from an input of the graph to a Gather node."""
 _CONSTANT_OPS = {"Cast", "Identity", "DequantizeLinear"}
+_RECURRENT_OPS: Mapping[str, tuple[int, ...]] = {"LSTM": (5, 6), "GRU": (5,), "RNN": (5,)}
+"""Positions of the initial states among the inputs of the recurrent operators."""
+_STATE_NAME = r"(^|[_.])([hc]_?[0n]|[hc]x|state|states)(_?(in|prev))?$"
+_AUDIO_NAME = r"wave|audio|pcm|speech|sound|(^|_)wav($|_)|^(input_)?samples$|^input_values$"
+_NO_AUDIO_NAME = r"feat|mel|spec|embed|len|mask|rate|bank|mfcc|token|code|prompt|state"
+_MIN_SAMPLES = 160
+"""Least number of samples of a sound: a hundredth of a second at 16 kHz."""
+_SIZE_KEYS = ("imgsz", "image_size", "input_size", "img_size")
+"""Keys of an ONNX file's metadata under which exporters write the height and width of pictures, or one side."""
+_STRIDES = ((8, 16, 32), (8, 16, 32, 64))
+_MAX_ANCHORS, _MIN_SIDE, _MAX_SIDE = 3, 160, 1536
 _MIN_POSITIONS = 8
 """Minimum number of rows of a position embedding. A smaller table is not taken for a position embedding."""
 
@@ -63,6 +75,9 @@ class GraphInputs:
         table_rows: number of rows of the smallest embedding table that the input indexes.
         max_positions: number of rows of the smallest position embedding (a table that no input indexes), which limits
             the sequence length; None: the graph has no position embedding.
+        states: inputs that are the state of a recurrent network.
+        time_first: inputs of recurrent networks whose first axis is time and second axis is the batch.
+        sides: height and width of the pictures for which the file was made; None: the file does not tell.
     """
 
     axes: Mapping[str, Axes]
@@ -71,6 +86,33 @@ class GraphInputs:
     features: Mapping[str, int]
     table_rows: Mapping[str, int]
     max_positions: int | None
+    states: frozenset[str] = frozenset()
+    time_first: frozenset[str] = frozenset()
+    sides: tuple[int, int] | None = None
+
+    def is_float(self, name: str) -> bool:
+        """Return whether an input consists of floating-point numbers."""
+        return self.dtypes[name].kind == "f" or self.dtypes[name].name == "bfloat16"
+
+    def is_audio(self, name: str) -> bool:
+        """Return whether an input is a waveform: floats or int16 of one sound per row, with samples on the last axis.
+
+        The name of the input says so, such as `waveform`, or another input is a sampling rate.
+        """
+        axes, lower_name = self.axes[name], name.lower()
+        is_number = self.is_float(name) or self.dtypes[name] == np.int16
+        has_one_sound = len(axes) in (1, 2) or (len(axes) == 3 and axes[1] in (1, 2))
+        if not (is_number and has_one_sound) or name in self.states or name in self.features:
+            return False
+        is_long = not isinstance(axes[-1], int) or axes[-1] >= _MIN_SAMPLES
+        has_rate = any(is_sampling_rate(other) for other in self.axes)
+        is_named = re.search(_AUDIO_NAME, lower_name) and not re.search(_NO_AUDIO_NAME, lower_name)
+        return is_long and bool(is_named or has_rate)
+
+
+def is_sampling_rate(name: str) -> bool:
+    """Return whether the name of an input says that it is the number of samples per second of a sound."""
+    return re.search(r"^sr$|sampl(e|ing)_?rate", name.lower()) is not None
 
 
 def read_graph_inputs(graph: Path) -> GraphInputs:
@@ -81,7 +123,8 @@ def read_graph_inputs(graph: Path) -> GraphInputs:
         RuntimeMissing: onnx is not installed.
     """
     axes = read_signature(graph, external=False).inputs
-    onnx_graph = load_graph(graph).graph
+    model = load_graph(graph)
+    onnx_graph = model.graph
     as_numpy = require("onnx.helper").tensor_dtype_to_np_dtype
     dtypes = {
         value.name: as_numpy(value.type.tensor_type.elem_type) for value in onnx_graph.input if value.name in axes
@@ -106,7 +149,53 @@ def read_graph_inputs(graph: Path) -> GraphInputs:
         features=_first_lengths(axes, consumers, lambda node: _matmul_features(node, constants)),
         table_rows={name: min(rows) for name, rows in indexed.items() if rows},
         max_positions=min(unindexed_rows, default=None),
+        states=frozenset(name for name in axes if _is_state(name, len(axes[name]), dtypes[name], consumers)),
+        time_first=frozenset(name for name in axes if _is_time_first(name, consumers)),
+        sides=_sides_of_metadata(model.metadata_props) or _sides_of_anchors(onnx_graph.output),
     )
+
+
+def _is_state(name: str, rank: int, dtype: np.dtype[Any], consumers: "_Consumers") -> bool:
+    """Return whether an input is the initial state of a recurrent operator, or has a name of such a state."""
+    if dtype.kind != "f" or rank < 2 or "hidden_states" in name.lower():
+        return False
+    is_fed = any(slot in _RECURRENT_OPS.get(node.op_type, ()) for node, slot in consumers(name, _PASS_THROUGH_OPS))
+    return is_fed or re.search(_STATE_NAME, name.lower()) is not None
+
+
+def _is_time_first(name: str, consumers: "_Consumers") -> bool:
+    """Return whether a recurrent operator reads an input whose first axis is time, as its layout 0 requires."""
+    return any(
+        slot == 0
+        and node.op_type in _RECURRENT_OPS
+        and not any(attribute.name == "layout" and attribute.i for attribute in node.attribute)
+        for node, slot in consumers(name, _ELEMENTWISE_OPS)
+    )
+
+
+def _sides_of_metadata(properties: Iterable[Any]) -> tuple[int, int] | None:
+    """Return the height and width that an exporter wrote into the metadata of a file, such as imgsz: [320, 320]."""
+    for entry in properties:
+        sides = [int(number) for number in re.findall(r"\d+", entry.value)]
+        if entry.key in _SIZE_KEYS and len(sides) in (1, 2) and all(0 < side <= 8192 for side in sides):
+            return sides[0], sides[-1]
+    return None
+
+
+def _sides_of_anchors(outputs: Iterable[Any]) -> tuple[int, int] | None:
+    """Return the height and width of square pictures that give a detector's fixed number of candidate boxes.
+
+    The network predicts one to three boxes for each cell of grids of 8, 16, 32 and maybe 64 pixels. An output
+    [1, 5, 2100], for example, has the boxes of 320 x 320 pixels: 40 * 40 + 20 * 20 + 10 * 10.
+    """
+    shapes = ([axis.dim_value for axis in output.type.tensor_type.shape.dim] for output in outputs)
+    lengths = {max(shape) for shape in shapes if len(shape) == 3}
+    for side in range(_MIN_SIDE, _MAX_SIDE + 1, 32):
+        for strides in _STRIDES:
+            cells = sum((-(-side // stride)) ** 2 for stride in strides)
+            if any(cells * anchors in lengths for anchors in range(1, _MAX_ANCHORS + 1)):
+                return side, side
+    return None
 
 
 class _Consumers:

@@ -22,7 +22,12 @@ TOKENS, CONDITION, PICTURE, LATENT, FRAMES, CHANNELS, FEATURES = 128, 77, 224, 6
 """Default lengths of dynamic axes: tokens of a text; tokens of a diffusion model's conditioning; side of a picture;
 side of latents; frames of a video; channels; and vectors of unknown length.
 """
+PAST, SOUND, CHUNK = 16, 16_000, 512
+"""More default lengths: tokens before the present ones, in a cache; samples of a sound; and samples of a sound for a
+network that keeps a state from one chunk to the next.
+"""
 _KIND_PATTERNS: tuple[tuple[str, str], ...] = (
+    (r"past|cache", "past"),
     (r"batch|^b$|^bs$|^n$", "batch"),
     (r"height|width|^h$|^w$", "side"),
     (r"chan|^c$", "channels"),
@@ -42,11 +47,13 @@ def infer_shapes(
     A shape in `overrides` is used as it is, else `use_shape` of the config. If a named axis gets a length from such a
     shape, it has this length in every input. Fixed axes of the graph keep their length. The kind of any other axis
     follows from its name, or from its position where the name is generated or unknown. Lengths by kind:
-        - batch (axis 0): 1;
-        - side: 224 for a picture (uint8, channels last, or 1 or 3 channels), else 64, as for latents;
+        - batch (axis 0, or axis 1 where time or layers come first): 1;
+        - side: for a picture (uint8, channels last, or 1 or 3 channels), the height or width that the file's metadata
+            or a detector's fixed number of boxes tells, else 224; for latents 64;
         - channels, features: the length that the first convolution or matrix product requires, else 3 and 64;
         - tokens: 128, or 77 for `encoder_hidden_states`, but at most the rows of the graph's position embedding;
-        - frames: 8.
+        - past tokens in a cache: 16; frames: 8;
+        - samples of a sound: 16000, or 512 if the graph keeps a state from chunk to chunk.
     An axis whose name is a sum, such as `past + tokens`, gets the sum of the lengths of its terms.
 
     Args:
@@ -76,6 +83,39 @@ def infer_shapes(
     return shapes
 
 
+def axis_kind(inputs: GraphInputs, name: str, index: int, term: str = "") -> str:
+    """Return what an open axis of an input counts.
+
+    Args:
+        inputs: inputs of a graph.
+        name: name of the input.
+        index: number of the axis, from 0.
+        term: name of the axis, or one term of a name that is a sum; empty: the axis has no name.
+
+    Returns:
+        "batch", "side" (height or width), "channels", "frames", "tokens", "past" (tokens before the present ones),
+            "sound" (samples) or "features".
+    """
+    if inputs.is_audio(name) and index == len(inputs.axes[name]) - 1:
+        return "sound"
+    return _kind_by_name(term) or _kind_by_position(inputs, name, index)
+
+
+def axis_terms(inputs: GraphInputs, axis: str) -> list[str]:
+    """Return the names and whole numbers whose sum is the length of a named axis; usually the name alone.
+
+    Names such as `past + tokens` are sums. A name such as `total_sequence_length` is the sum of the past and the
+    present tokens, if axes of other inputs have names for both.
+    """
+    if re.search("total", axis.lower()) and _kind_by_name(axis) == "tokens":
+        names = dict.fromkeys(other for axes in inputs.axes.values() for other in axes if isinstance(other, str))
+        simple = [other for other in names if "+" not in other and "total" not in other.lower()]
+        parts = [[other for other in simple if _kind_by_name(other) == kind] for kind in ("past", "tokens")]
+        if all(len(part) == 1 for part in parts):
+            return [part[0] for part in parts]
+    return [term.strip() for term in axis.split("+")]
+
+
 def _axis_length(inputs: GraphInputs, name: str, index: int, lengths: dict[str, int]) -> int:
     axis = inputs.axes[name][index]
     if isinstance(axis, int):
@@ -83,7 +123,7 @@ def _axis_length(inputs: GraphInputs, name: str, index: int, lengths: dict[str, 
     if axis is None:
         return _default_length(inputs, name, index, "")
     if axis not in lengths:
-        terms = [term.strip() for term in axis.split("+")]
+        terms = axis_terms(inputs, axis)
         for term in terms:
             if term not in lengths:
                 lengths[term] = int(term) if term.isdecimal() else _default_length(inputs, name, index, term)
@@ -91,20 +131,24 @@ def _axis_length(inputs: GraphInputs, name: str, index: int, lengths: dict[str, 
     return lengths[axis]
 
 
-def _default_length(inputs: GraphInputs, name: str, index: int, axis: str) -> int:
-    kind = _kind_by_name(axis) or _kind_by_position(inputs, name, index)
+def _default_length(inputs: GraphInputs, name: str, index: int, term: str) -> int:
+    kind = axis_kind(inputs, name, index, term)
     if kind == "side":
-        return _side_length(inputs, name)
+        return _side_length(inputs, name, index)
     if kind == "tokens":
-        max_lengths = [
-            inputs.max_positions,
-            *(rows for table, rows in inputs.table_rows.items() if "position" in table.lower()),
-        ]
         default = CONDITION if "encoder_hidden_states" in name.lower() else TOKENS
-        return min([default, *(length for length in max_lengths if length)])
+        return min(default, max_tokens(inputs) or default)
     if kind == "channels":
         return inputs.channels.get(name, CHANNELS)
-    return {"batch": 1, "frames": FRAMES}.get(kind) or inputs.features.get(name, FEATURES)
+    if kind == "sound":
+        return CHUNK if inputs.states else SOUND
+    return {"batch": 1, "frames": FRAMES, "past": PAST}.get(kind) or inputs.features.get(name, FEATURES)
+
+
+def max_tokens(inputs: GraphInputs) -> int | None:
+    """Return the largest number of tokens that a graph's position embeddings allow; None: it has none."""
+    rows = (rows for table, rows in inputs.table_rows.items() if "position" in table.lower())
+    return min(filter(None, (inputs.max_positions, *rows)), default=None)
 
 
 def _kind_by_name(axis: str) -> str:
@@ -114,9 +158,13 @@ def _kind_by_name(axis: str) -> str:
 
 def _kind_by_position(inputs: GraphInputs, name: str, index: int) -> str:
     rank = len(inputs.axes[name])
+    if rank == 3 and (name in inputs.states or name in inputs.time_first):
+        return ("features" if name in inputs.states else "tokens", "batch", "features")[index]
     if index == 0:
         return "batch"
     if rank >= 4:
+        if re.search("past|cache", name.lower()):
+            return "past"
         if _is_channels_last(inputs, name):
             return "side"
         return "channels" if index == 1 else "side" if index >= rank - 2 else "frames"
@@ -124,11 +172,14 @@ def _kind_by_position(inputs: GraphInputs, name: str, index: int) -> str:
     return "features" if is_vector and (rank == 3 or name in inputs.features) else "tokens"
 
 
-def _side_length(inputs: GraphInputs, name: str) -> int:
+def _side_length(inputs: GraphInputs, name: str, index: int) -> int:
     axes = inputs.axes[name]
     channels = inputs.channels.get(name, axes[1] if len(axes) >= 4 else None)
-    is_picture = inputs.dtypes[name] == np.uint8 or _is_channels_last(inputs, name) or channels in (1, 3)
-    return PICTURE if is_picture else LATENT
+    is_channels_last = _is_channels_last(inputs, name)
+    if not (inputs.dtypes[name] == np.uint8 or is_channels_last or channels in (1, 3)):
+        return LATENT
+    height_index = len(axes) - (3 if is_channels_last else 2)
+    return inputs.sides[index != height_index] if inputs.sides else PICTURE
 
 
 def _is_channels_last(inputs: GraphInputs, name: str) -> bool:
