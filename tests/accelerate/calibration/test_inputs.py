@@ -139,6 +139,7 @@ def test_a_sum_is_one_length_too(tmp_path: Path) -> None:
         ({"imgsz": "[320, 416]"}, [1, 5, "anchors"], (320, 416)),
         ({"imgsz": "640"}, [1, 5, 2100], (640, 640)),
         ({"names": "{0: 'person 320'}"}, [1, 84, "anchors"], (224, 224)),
+        ({"character": "a\nb\nc"}, [1, "columns", 3], (48, 320)),  # of a line of text, as PaddleOCR reads
         ({}, [1, 84, 8400], (640, 640)),  # 80 * 80 + 40 * 40 + 20 * 20
         ({}, [1, 5, 2100], (320, 320)),
         ({}, [1, 25200, 85], (640, 640)),  # three boxes for each cell
@@ -477,6 +478,71 @@ def test_a_state_begins_at_zero_and_stays_within_one(tmp_path: Path) -> None:
     first, *others = generated(tmp_path, "state", (2, 1, 128), "float")
     assert not first.any()
     assert all(0.2 < np.abs(state).mean() < 1 and np.abs(state).max() < 1 for state in others)
+
+
+def recurrent(path: Path, returned: str) -> Path:
+    """Halves x and adds it to the state, which is returned under a name of choice."""
+    net = networks.GraphBuilder(0)
+    half = net.constant(np.array(0.5, np.float32))
+    net.add_node("Add", "state", net.add_node("Mul", "waveform", half), out=returned)
+    value = [2, 400]
+    inputs: list[networks.ValueInfo] = [("waveform", value, TensorProto.FLOAT), ("state", value, TensorProto.FLOAT)]
+    return net.write_model(path, inputs, [(returned, value, TensorProto.FLOAT)])
+
+
+def test_a_state_is_what_the_network_returned_before(tmp_path: Path) -> None:
+    graph = recurrent(tmp_path / "graph.onnx", "stateN")
+    run = open_runner(graph, "onnxruntime", RunnerOptions(threads=1))
+    generated = plausible_inputs(graph, infer_shapes(graph), 4, run=run)
+    assert generated.kinds == {"waveform": "audio", "state": "state"} and generated.is_real_looking
+    sounds = np.stack([feeds["waveform"] for feeds in generated.sets])
+    states = np.stack([feeds["state"] for feeds in generated.sets])
+    assert not states[0].any()
+    np.testing.assert_allclose(states[1:], np.cumsum(sounds, axis=0)[:-1] / 2, atol=1e-6)
+
+
+def test_a_state_that_is_not_returned_is_made_up(tmp_path: Path) -> None:
+    graph = recurrent(tmp_path / "graph.onnx", "y")
+    run = open_runner(graph, "onnxruntime", RunnerOptions(threads=1))
+    generated = plausible_inputs(graph, infer_shapes(graph), 2, run=run)
+    assert generated.kinds["state"] == "made-up" and not generated.is_real_looking
+
+
+@pytest.mark.parametrize(
+    ("axes", "kernel", "kind"),
+    [
+        (["n", "samples"], (16, 1, 400), "audio"),
+        (["n", "samples"], (16, 1, 3), "made-up"),
+        ([1, 1, 800], (16, 1, 400), "audio"),
+        ([1, 800, 1], (16, 1, 400), "audio"),
+        ([1, 80, 800], (16, 80, 9), "made-up"),
+    ],
+)
+def test_a_convolution_of_one_channel_reads_sound(
+    tmp_path: Path, axes: list[Axis], kernel: tuple[int, int, int], kind: str
+) -> None:
+    net = networks.GraphBuilder(0)
+    shape = net.constant(np.array([1, kernel[1], -1]))
+    net.add_node("Conv", net.add_node("Reshape", "x", shape), net.weight(*kernel), out="y")
+    outputs: list[networks.ValueInfo] = [("y", [None] * 3, TensorProto.FLOAT)]
+    graph = net.write_model(tmp_path / "g.onnx", [("x", axes, TensorProto.FLOAT)], outputs)
+    shapes = infer_shapes(graph)
+    if isinstance(axes[1], str):
+        assert shapes == {"x": (1, 16_000 if kind == "audio" else 128)}
+    generated = plausible_inputs(graph, shapes, 2)
+    assert generated.kinds == {"x": kind}
+    assert generated.sets[0]["x"].shape == shapes["x"]
+
+
+def test_ids_reach_a_table_that_is_stored_in_int8(tmp_path: Path) -> None:
+    net = networks.GraphBuilder(0)
+    stored = net.add_node("Cast", net.constant(np.ones((37, 8), np.int8)), to=TensorProto.FLOAT)
+    scaled = net.add_node("Mul", stored, net.constant(np.ones((37, 1), np.float32)))
+    net.add_node("Gather", scaled, "ids", out="y")
+    ids: list[networks.ValueInfo] = [("ids", [4, 50], TensorProto.INT64)]
+    graph = net.write_model(tmp_path / "g.onnx", ids, [("y", [4, 50, 8], TensorProto.FLOAT)])
+    generated = plausible_inputs(graph, infer_shapes(graph), 4)
+    assert generated.kinds == {"ids": "tokens"} and max(feeds["ids"].max() for feeds in generated.sets) == 36
 
 
 @settings(max_examples=20, deadline=None)

@@ -3,6 +3,7 @@
 Examples are the channels that a convolution requires, and the size of an embedding table that an input indexes.
 """
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -46,15 +47,23 @@ _PASS_THROUGH_OPS = _ELEMENTWISE_OPS | {
 }
 """Operators through which an index into a table may pass on its way from an input of the graph to a Gather node."""
 _CONSTANT_OPS = {"Cast", "Identity", "DequantizeLinear"}
+_CONSTANT_PAIR_OPS = {"Add", "Sub", "Mul", "Div"}
+_RESHAPING_OPS = {"Cast", "Identity", "Pad", "Reshape", "Slice", "Squeeze", "Unsqueeze"}
+"""Operators through which a sound may pass on its way from an input of the graph to the first convolution."""
+_LOOKUP_OPS = {"Gather", "GatherBlockQuantized"}
 _RECURRENT_OPS: Mapping[str, tuple[int, ...]] = {"LSTM": (5, 6), "GRU": (5,), "RNN": (5,)}
 """Positions of the initial states among the inputs of the recurrent operators."""
 _STATE_NAME = r"(^|[_.])([hc]_?[0n]|[hc]x|state|states)(_?(in|prev))?$"
 _AUDIO_NAME = r"wave|audio|pcm|speech|sound|(^|_)wav($|_)|^(input_)?samples$|^input_values$"
 _NO_AUDIO_NAME = r"feat|mel|spec|embed|len|mask|rate|bank|mfcc|token|code|prompt|state"
+_MIN_TAPS = 8
+"""Least number of samples that the first convolution of a sound covers."""
 _MIN_SAMPLES = 160
 """Least number of samples of a sound: a hundredth of a second at 16 kHz."""
 _SIZE_KEYS = ("imgsz", "image_size", "input_size", "img_size")
 """Keys of an ONNX file's metadata under which exporters write the height and width of pictures, or one side."""
+_TEXT_KEY, _TEXT_SIDES = "character", (48, 320)
+"""Key of the metadata of PaddleOCR's recognisers of text in ONNX files, and the height and width that they read."""
 _STRIDES = ((8, 16, 32), (8, 16, 32, 64))
 _MAX_ANCHORS, _MIN_SIDE, _MAX_SIDE = 3, 160, 1536
 _MIN_POSITIONS = 8
@@ -76,6 +85,7 @@ class GraphInputs:
         max_positions: number of rows of the smallest position embedding (a table that no input indexes), which limits
             the sequence length; None: the graph has no position embedding.
         states: inputs that are the state of a recurrent network.
+        waves: inputs that a convolution along one axis reads as one channel, as networks read sound.
         time_first: inputs of recurrent networks whose first axis is time and second axis is the batch.
         sides: height and width of the pictures for which the file was made; None: the file does not tell.
     """
@@ -87,6 +97,7 @@ class GraphInputs:
     table_rows: Mapping[str, int]
     max_positions: int | None
     states: frozenset[str] = frozenset()
+    waves: frozenset[str] = frozenset()
     time_first: frozenset[str] = frozenset()
     sides: tuple[int, int] | None = None
 
@@ -95,19 +106,26 @@ class GraphInputs:
         return self.dtypes[name].kind == "f" or self.dtypes[name].name == "bfloat16"
 
     def is_audio(self, name: str) -> bool:
-        """Return whether an input is a waveform: floats or int16 of one sound per row, with samples on the last axis.
+        """Return whether an input is a waveform: floats or int16 of one sound per row.
 
-        The name of the input says so, such as `waveform`, or another input is a sampling rate.
+        The name of the input says so, such as `waveform`, or a convolution reads it as sound, see `waves`, or another
+        input is a sampling rate. Samples lie on the axis `sound_axis`.
         """
         axes, lower_name = self.axes[name], name.lower()
         is_number = self.is_float(name) or self.dtypes[name] == np.int16
-        has_one_sound = len(axes) in (1, 2) or (len(axes) == 3 and axes[1] in (1, 2))
+        has_one_sound = len(axes) in (1, 2) or (len(axes) == 3 and (axes[1] in (1, 2) or axes[2] == 1))
         if not (is_number and has_one_sound) or name in self.states or name in self.features:
             return False
-        is_long = not isinstance(axes[-1], int) or axes[-1] >= _MIN_SAMPLES
+        samples = axes[self.sound_axis(name)]
+        is_long = not isinstance(samples, int) or samples >= _MIN_SAMPLES
         has_rate = any(is_sampling_rate(other) for other in self.axes)
         is_named = re.search(_AUDIO_NAME, lower_name) and not re.search(_NO_AUDIO_NAME, lower_name)
-        return is_long and bool(is_named or has_rate)
+        return is_long and bool(is_named or name in self.waves or has_rate)
+
+    def sound_axis(self, name: str) -> int:
+        """Return the number of the axis of samples of a waveform: the last, or the one before a last axis of 1."""
+        axes = self.axes[name]
+        return len(axes) - (2 if len(axes) == 3 and axes[-1] == 1 else 1)
 
 
 def is_sampling_rate(name: str) -> bool:
@@ -150,6 +168,7 @@ def read_graph_inputs(graph: Path) -> GraphInputs:
         table_rows={name: min(rows) for name, rows in indexed.items() if rows},
         max_positions=min(unindexed_rows, default=None),
         states=frozenset(name for name in axes if _is_state(name, len(axes[name]), dtypes[name], consumers)),
+        waves=frozenset(name for name in axes if _is_wave(name, consumers, constants)),
         time_first=frozenset(name for name in axes if _is_time_first(name, consumers)),
         sides=_sides_of_metadata(model.metadata_props) or _sides_of_anchors(onnx_graph.output),
     )
@@ -163,6 +182,19 @@ def _is_state(name: str, rank: int, dtype: np.dtype[Any], consumers: "_Consumers
     return is_fed or re.search(_STATE_NAME, name.lower()) is not None
 
 
+def _is_wave(name: str, consumers: "_Consumers", constants: Mapping[str, Dims]) -> bool:
+    """Return whether an input reaches, unmixed, a convolution of one channel along one axis, of 8 samples or more."""
+    weights = (
+        constants.get(node.input[1], ())
+        for node, slot in consumers(name, _RESHAPING_OPS)
+        if node.op_type == "Conv" and slot == 0
+    )
+    return any(
+        len(weight) in (3, 4) and weight[1] == 1 and _MIN_TAPS <= max(weight[2:]) == math.prod(weight[2:])
+        for weight in weights
+    )
+
+
 def _is_time_first(name: str, consumers: "_Consumers") -> bool:
     """Return whether a recurrent operator reads an input whose first axis is time, as its layout 0 requires."""
     return any(
@@ -174,9 +206,14 @@ def _is_time_first(name: str, consumers: "_Consumers") -> bool:
 
 
 def _sides_of_metadata(properties: Iterable[Any]) -> tuple[int, int] | None:
-    """Return the height and width that an exporter wrote into the metadata of a file, such as imgsz: [320, 320]."""
+    """Return the height and width that an exporter wrote into the metadata of a file, such as imgsz: [320, 320].
+
+    A list of characters means a recogniser of lines of text.
+    """
     for entry in properties:
         sides = [int(number) for number in re.findall(r"\d+", entry.value)]
+        if entry.key == _TEXT_KEY:
+            return _TEXT_SIDES
         if entry.key in _SIZE_KEYS and len(sides) in (1, 2) and all(0 < side <= 8192 for side in sides):
             return sides[0], sides[-1]
     return None
@@ -224,7 +261,8 @@ class _Consumers:
 def _constant_shapes(initializers: Iterable[Any], nodes: Iterable[Any]) -> dict[str, Dims]:
     """Return the shapes of a graph's constants by name.
 
-    Constants are initializers, outputs of Constant nodes, and outputs of Cast or similar nodes whose input is constant.
+    Constants are initializers, outputs of Constant nodes, and outputs of Cast, Mul or similar nodes whose inputs are
+    constant, as of weights that are stored in int8.
     """
     shapes: dict[str, Dims] = {tensor.name: tuple(tensor.dims) for tensor in initializers}
     for node in nodes:
@@ -234,11 +272,13 @@ def _constant_shapes(initializers: Iterable[Any], nodes: Iterable[Any]) -> dict[
             )
         elif node.op_type in _CONSTANT_OPS and node.input[0] in shapes:
             shapes[node.output[0]] = shapes[node.input[0]]
+        elif node.op_type in _CONSTANT_PAIR_OPS and all(name in shapes for name in node.input):
+            shapes[node.output[0]] = np.broadcast_shapes(*(shapes[name] for name in node.input))
     return shapes
 
 
 def _lookup_rows(node: Any, stored: Mapping[str, Dims]) -> int | None:
-    """Return the number of rows of the constant table that a Gather node indexes.
+    """Return the number of rows of the constant table that a Gather or GatherBlockQuantized node indexes.
 
     The result is None for other operators, and where the node does not index the rows of a constant matrix.
 
@@ -246,8 +286,8 @@ def _lookup_rows(node: Any, stored: Mapping[str, Dims]) -> int | None:
         node: the ONNX node.
         stored: shapes of the graph's constants by name.
     """
-    axis = [attribute.i for attribute in node.attribute if attribute.name == "axis"]
-    table = stored.get(node.input[0], ()) if node.op_type == "Gather" and axis in ([], [0]) else ()
+    axis = [attribute.i for attribute in node.attribute if attribute.name in ("axis", "gather_axis")]
+    table = stored.get(node.input[0], ()) if node.op_type in _LOOKUP_OPS and axis in ([], [0]) else ()
     return table[0] if len(table) == 2 else None
 
 

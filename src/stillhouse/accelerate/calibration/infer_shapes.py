@@ -22,9 +22,9 @@ TOKENS, CONDITION, PICTURE, LATENT, FRAMES, CHANNELS, FEATURES = 128, 77, 224, 6
 """Default lengths of dynamic axes: tokens of a text; tokens of a diffusion model's conditioning; side of a picture;
 side of latents; frames of a video; channels; and vectors of unknown length.
 """
-PAST, SOUND, CHUNK = 16, 16_000, 512
+PAST, SOUND, CHUNK = 16, 16_000, 576
 """More default lengths: tokens before the present ones, in a cache; samples of a sound; and samples of a sound for a
-network that keeps a state from one chunk to the next.
+network that keeps a state from one chunk to the next. The voice detector Silero VAD takes 512 new samples after 64 old.
 """
 _KIND_PATTERNS: tuple[tuple[str, str], ...] = (
     (r"past|cache", "past"),
@@ -53,7 +53,7 @@ def infer_shapes(
         - channels, features: the length that the first convolution or matrix product requires, else 3 and 64;
         - tokens: 128, or 77 for `encoder_hidden_states`, but at most the rows of the graph's position embedding;
         - past tokens in a cache: 16; frames: 8;
-        - samples of a sound: 16000, or 512 if the graph keeps a state from chunk to chunk.
+        - samples of a sound: 16000, or 576 if the graph keeps a state from chunk to chunk.
     An axis whose name is a sum, such as `past + tokens`, gets the sum of the lengths of its terms.
 
     Args:
@@ -96,7 +96,7 @@ def axis_kind(inputs: GraphInputs, name: str, index: int, term: str = "") -> str
         "batch", "side" (height or width), "channels", "frames", "tokens", "past" (tokens before the present ones),
             "sound" (samples) or "features".
     """
-    if inputs.is_audio(name) and index == len(inputs.axes[name]) - 1:
+    if inputs.is_audio(name) and index == inputs.sound_axis(name):
         return "sound"
     return _kind_by_name(term) or _kind_by_position(inputs, name, index)
 

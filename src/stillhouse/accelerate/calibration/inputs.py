@@ -12,6 +12,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from stillhouse.accelerate.calibration.carried_states import Run, carry_states, match_states
 from stillhouse.accelerate.calibration.graph_inputs import GraphInputs, is_sampling_rate, read_graph_inputs
 from stillhouse.accelerate.calibration.infer_shapes import infer_shapes
 from stillhouse.accelerate.calibration.real_pictures import (
@@ -23,6 +24,7 @@ from stillhouse.accelerate.calibration.real_pictures import (
 from stillhouse.accelerate.calibration.speech import make_speech
 from stillhouse.accelerate.calibration.user_inputs import read_npz_inputs, read_user_inputs
 from stillhouse.backends.runner import bind_axes
+from stillhouse.backends.signature import read_signature
 from stillhouse.check import check_integer
 from stillhouse.errors import InvalidRequest
 
@@ -77,11 +79,15 @@ class GeneratedInputs:
 
 REAL_KINDS = frozenset({"photograph", "tokens", "audio"})
 """Kinds of generated inputs that look like real ones, see `GeneratedInputs`."""
-COMPANIONS = frozenset({"mask", "token types", "positions", "timestep", "length", "sampling rate", "switch"})
-"""Kinds of generated inputs that belong to another input, see `GeneratedInputs`. A switch is a single bool."""
+COMPANIONS = frozenset({"mask", "token types", "positions", "timestep", "length", "sampling rate", "switch", "state"})
+"""Kinds of generated inputs that belong to another input, see `GeneratedInputs`. A switch is a single bool, and a state
+is what the network itself returned for the set before.
+"""
 
 
-def plausible_inputs(graph: Path, shapes: Mapping[str, _Shape], count: int, seed: int = 0) -> GeneratedInputs:
+def plausible_inputs(
+    graph: Path, shapes: Mapping[str, _Shape], count: int, seed: int = 0, run: Run | None = None
+) -> GeneratedInputs:
     """Generate `count` different sets of realistic inputs of an ONNX file.
 
     Values follow from the name of an input (`quoted` below), its element type and its shape. Equal arguments give equal
@@ -99,7 +105,8 @@ def plausible_inputs(graph: Path, shapes: Mapping[str, _Shape], count: int, seed
         - waveforms, see `GraphInputs.is_audio`: sound like speech, up to 0.9 or, as int16, 29490;
         - uint8 with an axis of 1, 3 or 4 channels: photographs and text, 0 to 255;
         - other integers: 0 to 7, or smooth fields from 0 to 255 for uint8 of three axes or more;
-        - states of recurrent networks: zeros in the first set, then within -1 and 1;
+        - states of recurrent networks: zeros in the first set, then what `run` returned for the set before, if an
+            output has nearly the name of the state, else random within -1 and 1;
         - floats of four axes with 1 or 3 channels: photographs and text, normalised as for ImageNet; mixed with
             Gaussian noise, from pure noise to little noise, if the graph has a timestep or sigma;
         - other floats of four axes or more: smooth fields with Gaussian noise, from pure noise to little noise;
@@ -110,6 +117,7 @@ def plausible_inputs(graph: Path, shapes: Mapping[str, _Shape], count: int, seed
         shapes: static shapes by input name, from `infer_shapes`.
         count: number of sets, 1 to 10000.
         seed: seed of the random values, 0 or more.
+        run: runs the network, and is called only for the states of recurrent networks; None: states are made up.
 
     Raises:
         InvalidRequest: the shapes do not match the graph, or an input has an unsupported element type.
@@ -123,7 +131,9 @@ def plausible_inputs(graph: Path, shapes: Mapping[str, _Shape], count: int, seed
     kinds = {name: _input_kind(inputs, name, shapes[name]) for name in inputs.axes}
     network = _Network(inputs, {name: tuple(shapes[name]) for name in inputs.axes}, kinds)
     sets = [{name: _make_input(network, name, _Place(index, count, seed)) for name in kinds} for index in range(count)]
-    return GeneratedInputs(sets, kinds)
+    matches = match_states(inputs.states, read_signature(graph, external=False).outputs) if run else {}
+    carried = carry_states(sets, matches, run) if run and matches else None
+    return GeneratedInputs(carried or sets, kinds | dict.fromkeys(matches if carried else (), "state"))
 
 
 def ones_inputs(graph: Path, shapes: Mapping[str, _Shape]) -> list[Feeds]:
@@ -221,7 +231,7 @@ def _make_values(network: _Network, name: str, place: _Place) -> NDArray[Any]:
         case "timestep":
             return _make_timesteps(rng, name.lower(), shape, place)
         case "audio":
-            return _make_audio(rng, shape, inputs.dtypes[name])
+            return _make_audio(rng, shape, inputs.sound_axis(name), inputs.dtypes[name])
         case "photograph":
             return make_real_pictures(rng, shape, place.index)
         case _:
@@ -284,8 +294,10 @@ def _counted_length(network: _Network) -> int:
     return network.shapes[name][is_open[-1] if is_open else -1] if name else 1
 
 
-def _make_audio(rng: Generator, shape: _Shape, dtype: np.dtype[Any]) -> NDArray[Any]:
-    sounds = np.stack([make_speech(rng, shape[-1], SAMPLING_RATE) for _ in range(math.prod(shape[:-1]))])
+def _make_audio(rng: Generator, shape: _Shape, sound_axis: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return sounds like speech whose samples lie on an axis with none, or with one of length 1, behind it."""
+    count = math.prod(shape[:sound_axis])
+    sounds = np.stack([make_speech(rng, shape[sound_axis], SAMPLING_RATE) for _ in range(count)])
     return sounds.reshape(shape) * (1 if dtype.kind != "i" else np.iinfo(np.int16).max)
 
 

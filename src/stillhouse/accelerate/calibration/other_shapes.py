@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from stillhouse.accelerate.calibration.graph_inputs import GraphInputs, read_graph_inputs
 from stillhouse.accelerate.calibration.infer_shapes import axis_kind, axis_terms, max_tokens
+from stillhouse.accelerate.calibration.real_pictures import STRIP_RATIO
 from stillhouse.backends.runner import bind_axes
 
 Shapes: TypeAlias = dict[str, tuple[int, ...]]
@@ -31,8 +32,8 @@ def other_shapes(
     With ranges these are the smallest and the largest shape. Without ranges there are two sets. The first has two rows
     in place of one, if the batch is open. The second has larger lengths of all other open axes: heights, widths, frames
     and samples 1.5 times as long, rounded up to a multiple of 32, or twice as long up to 32; and three more tokens, or
-    three fewer where the graph has no position for more. Axes of one name keep one length. Channels and features do not
-    change.
+    three fewer where the graph has no position for more. Axes of one name keep one length. Channels, features and the
+    height of lines of text do not change.
 
     Args:
         graph: an ONNX file.
@@ -124,6 +125,8 @@ def _free_lengths(inputs: GraphInputs, shapes: Mapping[str, tuple[int, ...]], *,
                 continue
             kind = axis_kind(inputs, name, index, axis or "")
             length = shapes[name][index]
+            if kind == "side" and index == len(axes) - 2 and shapes[name][-1] >= STRIP_RATIO * length:
+                kind = "height of a line"
             if batch == (kind == "batch"):
                 lengths[key] = _larger_length(inputs, kind, length)
     return lengths

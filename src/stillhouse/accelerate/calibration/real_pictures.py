@@ -23,7 +23,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 pictures subtract this mean and divide by this deviation (torchvision.models).
 """
 _LUMINANCE = (0.299, 0.587, 0.114)
-_STRIP_RATIO = 3
+STRIP_RATIO = 3
 """Least ratio of width to height at which a picture is taken for a line of text."""
 _MIN_PAGE_SIDE = 128
 """Least side in pixels of a page of text; letters of smaller pages cannot be read."""
@@ -48,7 +48,7 @@ def has_colour_axis(shape: tuple[int, ...]) -> bool:
 def make_real_pictures(rng: Generator, shape: tuple[int, ...], index: int) -> NDArray[np.uint8]:
     """Return pictures, uint8 0 to 255 of the given shape, of which each has its darkest value at 0 and lightest at 255.
 
-    Pictures three times as wide as high hold a line of text, every third other picture holds a page of text, unless a
+    Pictures three times as wide as high hold a line of text, every fourth other picture holds a page of text, unless a
     side is below 128 pixels, and all others are crops of photographs. A channel of opacity, the fourth, is 255.
 
     Args:
@@ -82,9 +82,9 @@ def normalise_pictures(pictures: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def _draw_picture(rng: Generator, number: int, height: int, width: int) -> Picture:
-    if width >= _STRIP_RATIO * height:
+    if width >= STRIP_RATIO * height:
         return _draw_text(rng, height, width, lines=1)
-    if number % 3 == 2 and min(height, width) >= _MIN_PAGE_SIDE:
+    if number % 4 == 3 and min(height, width) >= _MIN_PAGE_SIDE:
         return _draw_text(rng, height, width, lines=int(rng.integers(7, 16)))
     photographs = _read_photographs()
     return _crop(rng, photographs[number % len(photographs)], height, width)
