@@ -453,6 +453,17 @@ def test_float_pictures_are_normalised_photographs_and_latents_are_not(tmp_path:
     assert np.diff(generated(tmp_path, "image", (1, 4, 64, 96), "float")[0]).std() == pytest.approx(2**0.5, rel=0.03)
 
 
+@pytest.mark.parametrize(("metadata", "low"), [({"author": "Ultralytics"}, 0), ({"character": "a\nb"}, -1)])
+def test_pictures_of_a_known_range_are_photographs(tmp_path: Path, metadata: dict[str, str], low: float) -> None:
+    graph = single_input(tmp_path / "graph.onnx", "images", [1, 3, 32, 64])
+    model = onnx.load(graph)
+    helper.set_model_props(model, metadata)
+    graph.write_bytes(model.SerializeToString())
+    generated = plausible_inputs(graph, infer_shapes(graph), 3)
+    assert generated.kinds == {"images": "photograph"} and generated.is_real_looking
+    assert all((feeds["images"].min(), feeds["images"].max()) == (low, 1) for feeds in generated.sets)
+
+
 def test_pictures_of_a_denoiser_go_from_noise_to_picture(tmp_path: Path) -> None:
     inputs: dict[str, tuple[Sequence[Axis], int]] = {
         "sample": ([1, 3, 64, 64], TensorProto.FLOAT),

@@ -10,8 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto
 
+from stillhouse.accelerate.auto_acceleration.config import check_config, read_config
 from stillhouse.accelerate.calibration.infer_shapes import infer_shapes
+from stillhouse.accelerate.calibration.inputs import plausible_inputs
 from stillhouse.accelerate.calibration.other_shapes import other_shapes, resize_feeds, shape_arguments
+from stillhouse.backends.registry import open_runner
+from stillhouse.backends.runner import RunnerOptions
+from stillhouse.backends.signature import read_signature
 from stillhouse.cli.accelerate import parse_named_shape
 from tests.accelerate import networks
 
@@ -84,6 +89,31 @@ def test_ranges_give_their_ends(tmp_path: Path) -> None:
     ]
     assert other_shapes(graph, shapes, {"x": (shapes["x"], shapes["x"])}) == []
     assert other_shapes(graph, shapes, {"x": (shapes["x"], (2, 4, 64))}) == [{**shapes, "x": (2, 4, 64)}]
+
+
+def test_a_config_with_a_range_around_its_shape_gives_both_ends(tmp_path: Path) -> None:
+    """Auto-Acceleration's config.yml, with `use_shape` between `min_shape` and `max_shape`."""
+    graph = networks.denoiser(tmp_path / "denoiser.onnx")
+    ranges = {
+        "sample": ([1, 9, 16, 16], [2, 9, 32, 32], [4, 9, 64, 64]),
+        "timestep": ([1], [2], [4]),
+        "encoder_hidden_states": ([1, 7, 32], [2, 77, 32], [4, 77, 32]),
+    }
+    lines = [
+        f"\t{name}:\n\t\tmin_shape: {low}\n\t\tuse_shape: {use}\n\t\tmax_shape: {high}"
+        for name, (low, use, high) in ranges.items()
+    ]
+    (tmp_path / "config.yml").write_text("\n".join(["device: cpu", "input:", *lines]))
+    with pytest.warns(UserWarning, match="tabs"):
+        config = read_config(tmp_path / "config.yml")
+    check_config(config, read_signature(graph))
+    assert infer_shapes(graph, config) == {name: tuple(shapes[1]) for name, shapes in ranges.items()}
+    ends = other_shapes(graph, config.shapes, config.shape_ranges)
+    assert ends == [{name: tuple(shapes[end]) for name, shapes in ranges.items()} for end in (0, 2)]
+    runner = open_runner(graph, "onnxruntime", RunnerOptions(threads=1))
+    (feeds,) = plausible_inputs(graph, config.shapes, 1).sets
+    for shapes in ends:
+        assert runner(resize_feeds(feeds, shapes))["out_sample"].shape[0] == shapes["sample"][0]
 
 
 def test_a_batch_in_second_place_is_doubled(tmp_path: Path) -> None:

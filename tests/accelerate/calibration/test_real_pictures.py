@@ -10,7 +10,7 @@ from stillhouse.accelerate.calibration.real_pictures import (
     IMAGENET_STD,
     has_colour_axis,
     make_real_pictures,
-    normalise_pictures,
+    scale_pixels,
 )
 
 
@@ -60,9 +60,16 @@ def test_normalised_pixels_of_the_mean_are_zero() -> None:
     mean, std = np.array(IMAGENET_MEAN), np.array(IMAGENET_STD)
     pictures = np.array([[[[0, 0, 0], [255, 255, 255]]]], np.uint8)
     expected = np.array([[[-mean / std, (1 - mean) / std]]])
-    np.testing.assert_allclose(normalise_pictures(pictures), expected)
-    np.testing.assert_allclose(normalise_pictures(np.moveaxis(pictures, -1, 1)), np.moveaxis(expected, -1, 1))
-    grey = normalise_pictures(np.zeros((1, 1, 2, 2), np.uint8))
+    np.testing.assert_allclose(scale_pixels(pictures, "imagenet"), expected)
+    np.testing.assert_allclose(scale_pixels(np.moveaxis(pictures, -1, 1), "imagenet"), np.moveaxis(expected, -1, 1))
+    grey = scale_pixels(np.zeros((1, 1, 2, 2), np.uint8), "imagenet")
     np.testing.assert_allclose(grey, np.full((1, 1, 2, 2), -mean.mean() / std.mean()))
-    many = normalise_pictures(make_real_pictures(np.random.default_rng(0), (30, 96, 96, 3), 0))
+    many = scale_pixels(make_real_pictures(np.random.default_rng(0), (30, 96, 96, 3), 0), "imagenet")
     assert abs(many.mean()) < 0.3 and many.std() == pytest.approx(1, rel=0.4)
+
+
+@pytest.mark.parametrize(("pixels", "low", "high"), [("0..1", 0, 1), ("0..255", 0, 255), ("-1..1", -1, 1)])
+def test_ranges_are_linear(pixels: str, low: float, high: float) -> None:
+    values = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16)
+    expected = np.linspace(low, high, 256).reshape(1, 1, 16, 16)
+    np.testing.assert_allclose(scale_pixels(values, pixels), expected, atol=1e-12)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,9 +13,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 from PIL import Image
 
+from stillhouse.accelerate.calibration.real_pictures import PIXELS
 from stillhouse.accelerate.calibration.user_inputs import (
     MAX_PICTURES,
-    PIXELS,
     Feeds,
     read_npz_inputs,
     read_picture_inputs,
@@ -186,6 +187,17 @@ def test_bytes_need_no_range(tmp_path: Path) -> None:
         assert feeds["images"].dtype == np.uint8 and (feeds["images"] == COLOUR).all()
     with pytest.raises(InvalidRequest, match=r"--pixels 0..1 was given for an input of uint8; allowed: 0..255"):
         read_picture_inputs(folder, graph, {"images": (1, 4, 5, 3)}, "0..1")
+
+
+def test_a_file_may_tell_its_range(tmp_path: Path) -> None:
+    folder = write_colours(tmp_path / "pictures", COLOUR)
+    graph = picture_network(tmp_path / "g.onnx", [1, 3, 4, 5])
+    model = onnx.load(graph)
+    onnx.helper.set_model_props(model, {"author": "Ultralytics"})
+    graph.write_bytes(model.SerializeToString())
+    for pixels, red in (("", 1), ("0..1", 1), ("0..255", 255)):
+        (feeds,) = read_picture_inputs(folder, graph, SIZE, pixels)
+        assert (feeds["images"][:, 0] == red).all()
 
 
 def test_each_set_takes_as_many_pictures_as_rows(tmp_path: Path) -> None:

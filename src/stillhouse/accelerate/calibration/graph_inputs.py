@@ -87,6 +87,8 @@ class GraphInputs:
         states: inputs that are the state of a recurrent network.
         waves: inputs that a convolution along one axis reads as one channel, as networks read sound.
         time_first: inputs of recurrent networks whose first axis is time and second axis is the batch.
+        pixels: range of the pixels of pictures of floats, one of `real_pictures.PIXELS`, if the file's metadata tell by
+            which exporter it was made; empty: they do not tell.
         sides: height and width of the pictures for which the file was made; None: the file does not tell.
     """
 
@@ -100,6 +102,7 @@ class GraphInputs:
     waves: frozenset[str] = frozenset()
     time_first: frozenset[str] = frozenset()
     sides: tuple[int, int] | None = None
+    pixels: str = ""
 
     def is_float(self, name: str) -> bool:
         """Return whether an input consists of floating-point numbers."""
@@ -170,6 +173,7 @@ def read_graph_inputs(graph: Path) -> GraphInputs:
         states=frozenset(name for name in axes if _is_state(name, len(axes[name]), dtypes[name], consumers)),
         waves=frozenset(name for name in axes if _is_wave(name, consumers, constants)),
         time_first=frozenset(name for name in axes if _is_time_first(name, consumers)),
+        pixels=_pixels_of_metadata(model.metadata_props),
         sides=_sides_of_metadata(model.metadata_props) or _sides_of_anchors(onnx_graph.output),
     )
 
@@ -203,6 +207,13 @@ def _is_time_first(name: str, consumers: "_Consumers") -> bool:
         and not any(attribute.name == "layout" and attribute.i for attribute in node.attribute)
         for node, slot in consumers(name, _ELEMENTWISE_OPS)
     )
+
+
+def _pixels_of_metadata(properties: Iterable[Any]) -> str:
+    """Return the range of pixels of exporters that have only one: Ultralytics' 0..1, and PaddleOCR's -1..1 for text."""
+    author = next((entry.value for entry in properties if entry.key == "author"), "")
+    has_characters = any(entry.key == _TEXT_KEY for entry in properties)
+    return "0..1" if author == "Ultralytics" else "-1..1" if has_characters else ""
 
 
 def _sides_of_metadata(properties: Iterable[Any]) -> tuple[int, int] | None:

@@ -19,7 +19,7 @@ from stillhouse.accelerate.calibration.real_pictures import (
     COLOUR_CHANNELS,
     has_colour_axis,
     make_real_pictures,
-    normalise_pictures,
+    scale_pixels,
 )
 from stillhouse.accelerate.calibration.speech import make_speech
 from stillhouse.accelerate.calibration.user_inputs import read_npz_inputs, read_user_inputs
@@ -61,7 +61,7 @@ class GeneratedInputs:
     Args:
         sets: sets of inputs, which differ from each other; each set has an array by input name.
         kinds: kind of each input by name:
-            - "photograph": uint8 pictures, made of photographs and text;
+            - "photograph": pictures of uint8, or of a range that the file tells, made of photographs and text;
             - "tokens": numbers of rows of an embedding table, as frequent as words of a language;
             - "audio": sound like speech;
             - the names of COMPANIONS: values that belong to another input and follow from its shape or from the name;
@@ -107,8 +107,9 @@ def plausible_inputs(
         - other integers: 0 to 7, or smooth fields from 0 to 255 for uint8 of three axes or more;
         - states of recurrent networks: zeros in the first set, then what `run` returned for the set before, if an
             output has nearly the name of the state, else random within -1 and 1;
-        - floats of four axes with 1 or 3 channels: photographs and text, normalised as for ImageNet; mixed with
-            Gaussian noise, from pure noise to little noise, if the graph has a timestep or sigma;
+        - floats of four axes with 1 or 3 channels: photographs and text, in the range that the file tells, or else
+            normalised as for ImageNet; these are mixed with Gaussian noise, from pure noise to little noise, if the
+            graph has a timestep or sigma;
         - other floats of four axes or more: smooth fields with Gaussian noise, from pure noise to little noise;
         - other floats: Gaussian with a standard deviation of 0.5 to 2.
 
@@ -201,6 +202,7 @@ def _input_kind(inputs: GraphInputs, name: str, shape: _Shape) -> str:
         ("timestep", re.search(_TIMESTEP_NAME, lower_name)),
         ("audio", inputs.is_audio(name)),
         ("photograph", dtype == np.uint8 and has_colour_axis(shape)),
+        ("photograph", inputs.pixels and inputs.is_float(name) and _is_float_picture(name, shape)),
     )
     return next((kind for kind, matches in rules if matches), "made-up")
 
@@ -233,7 +235,8 @@ def _make_values(network: _Network, name: str, place: _Place) -> NDArray[Any]:
         case "audio":
             return _make_audio(rng, shape, inputs.sound_axis(name), inputs.dtypes[name])
         case "photograph":
-            return make_real_pictures(rng, shape, place.index)
+            pictures = make_real_pictures(rng, shape, place.index)
+            return scale_pixels(pictures, inputs.pixels) if inputs.is_float(name) else pictures
         case _:
             return _make_unknown(network, name, place)
 
@@ -334,6 +337,12 @@ def _make_timesteps(rng: Generator, lower_name: str, shape: _Shape, place: _Plac
     return spread[:, place.index].reshape(shape)
 
 
+def _is_float_picture(name: str, shape: _Shape) -> bool:
+    """Return whether an input of floats is taken for pictures: four axes, 1 or 3 channels, and no other name."""
+    has_colours = len(shape) == 4 and has_colour_axis(shape) and (shape[1] in (1, 3) or shape[-1] in (1, 3))
+    return has_colours and not re.search(_NO_PICTURE_NAME, name.lower())
+
+
 def _make_float_picture(network: _Network, name: str, place: _Place) -> NDArray[Any]:
     """Return photographs or smooth fields, float64, which are mixed with noise for latents and for denoisers.
 
@@ -341,10 +350,9 @@ def _make_float_picture(network: _Network, name: str, place: _Place) -> NDArray[
     about 1. Pictures of 1 or 3 channels for networks without a timestep stay without noise.
     """
     shape, rng = network.shapes[name], place.rng(name)
-    has_colours = len(shape) == 4 and (shape[1] in (1, 3) or shape[-1] in (1, 3))
-    is_picture = has_colours and not re.search(_NO_PICTURE_NAME, name.lower())
+    is_picture = _is_float_picture(name, shape)
     picture = (
-        normalise_pictures(make_real_pictures(rng, shape, place.index))
+        scale_pixels(make_real_pictures(rng, shape, place.index), network.inputs.pixels or "imagenet")
         if is_picture
         else _make_smooth_picture(rng, shape)
     )

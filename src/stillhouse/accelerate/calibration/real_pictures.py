@@ -18,6 +18,10 @@ from stillhouse.images.files import read_picture
 
 COLOUR_CHANNELS = (1, 3, 4)
 """Lengths that an axis of colour channels may have: grey, RGB, and RGB with opacity."""
+PIXELS = ("0..1", "0..255", "-1..1", "imagenet")
+"""Ranges of the pixels that a network expects; imagenet: 0 to 1, minus ImageNet's mean, divided by its deviation, which
+is about -2 to 2.6.
+"""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Mean and standard deviation of red, green and blue in ImageNet, of values from 0 to 1. Most networks that classify
 pictures subtract this mean and divide by this deviation (torchvision.models).
@@ -65,12 +69,19 @@ def make_real_pictures(rng: Generator, shape: tuple[int, ...], index: int) -> ND
     return (pictures if is_channels_last else np.moveaxis(pictures, -1, -3)).reshape(shape)
 
 
-def normalise_pictures(pictures: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Return uint8 pictures as float64, minus ImageNet's mean and divided by its deviation, so about -2 to 2.6.
+def scale_pixels(pictures: NDArray[np.uint8], pixels: str) -> NDArray[np.float64]:
+    """Return uint8 pictures as float64 in a range that a network expects.
 
     Args:
-        pictures: array that `has_colour_axis` accepts; grey and opacity get the mean of the three colours' constants.
+        pictures: array that `has_colour_axis` accepts, of any height and width.
+        pixels: one of PIXELS; for imagenet, grey and opacity get the mean of the three colours' constants.
     """
+    if pixels == "0..255":
+        return pictures.astype(np.float64)
+    if pixels == "-1..1":
+        return np.asarray(pictures / 127.5 - 1)
+    if pixels == "0..1":
+        return np.asarray(pictures / 255)
     is_channels_last = pictures.shape[-1] in COLOUR_CHANNELS
     channels = pictures.shape[-1 if is_channels_last else -3]
     mean, std = (

@@ -10,7 +10,7 @@ from PIL import Image
 
 from stillhouse.accelerate.calibration.graph_inputs import GraphInputs, read_graph_inputs
 from stillhouse.accelerate.calibration.infer_shapes import infer_shapes
-from stillhouse.accelerate.calibration.real_pictures import COLOUR_CHANNELS, IMAGENET_MEAN, IMAGENET_STD
+from stillhouse.accelerate.calibration.real_pictures import COLOUR_CHANNELS, PIXELS, scale_pixels
 from stillhouse.backends.runner import bind_axes
 from stillhouse.check import check_choice
 from stillhouse.core import Picture
@@ -18,8 +18,6 @@ from stillhouse.errors import InvalidRequest
 from stillhouse.images.files import read_picture
 
 Feeds: TypeAlias = dict[str, NDArray[Any]]
-PIXELS = ("0..1", "0..255", "-1..1", "imagenet")
-"""Ranges of the pixels that a network expects; imagenet: 0 to 1, minus ImageNet's mean, divided by its deviation."""
 BGR = ":bgr"
 """Ending of a range of pixels that asks for blue, green and red in place of red, green and blue."""
 MAX_PICTURES = 32
@@ -60,7 +58,8 @@ def read_picture_inputs(folder: Path, graph: Path, shapes: Mapping[str, tuple[in
             pictures serve.
         graph: an ONNX file with one input: uint8 or floats, four axes, NCHW or NHWC, with 1, 3 or 4 channels.
         shapes: the shape of the input, by its name.
-        pixels: one of PIXELS, with the ending BGR for blue, green, red; empty: 0..255, for an input of uint8 only.
+        pixels: one of PIXELS, with the ending BGR for blue, green, red; empty: 0..255 for
+            an input of uint8, or the range that the file tells, see `GraphInputs.pixels`.
 
     Raises:
         InvalidRequest: the graph has another input, the range is missing or unknown, or the folder has no pictures.
@@ -69,14 +68,12 @@ def read_picture_inputs(folder: Path, graph: Path, shapes: Mapping[str, tuple[in
     """
     inputs = read_graph_inputs(graph)
     name = _picture_input(folder, inputs, shapes)
-    scale = _check_pixels(pixels, inputs.dtypes[name])
+    scale = _check_pixels(pixels, inputs.dtypes[name], inputs.pixels)
     rows, is_channels_last = shapes[name][0], shapes[name][-1] in COLOUR_CHANNELS
     height, width, channels = (np.array(shapes[name])[[1, 2, 3] if is_channels_last else [2, 3, 1]]).tolist()
     paths = _picture_paths(folder, rows)
-    pictures = [
-        _to_input(_resize(read_picture(path), height, width, channels), scale, is_bgr=pixels.endswith(BGR))
-        for path in paths
-    ]
+    order = [2, 1, 0, 3][:channels] if pixels.endswith(BGR) and channels >= 3 else list(range(channels))
+    pictures = [scale_pixels(_resize(read_picture(path), height, width, channels), scale)[..., order] for path in paths]
     sets = []
     for first in range(0, len(paths), rows):
         array = np.stack([pictures[(first + row) % len(paths)] for row in range(rows)]).astype(inputs.dtypes[name])
@@ -99,10 +96,16 @@ def _picture_input(folder: Path, inputs: GraphInputs, shapes: Mapping[str, tuple
     return name
 
 
-def _check_pixels(pixels: str, dtype: np.dtype[Any]) -> str:
-    """Return the range of pixels without the ending BGR, after checking that it suits the input's element type."""
+def _check_pixels(pixels: str, dtype: np.dtype[Any], known: str) -> str:
+    """Return the range of pixels without the ending BGR, after checking that it suits the input's element type.
+
+    Args:
+        pixels: the user's range; empty: not given.
+        dtype: element type of the input.
+        known: range that the file tells; empty: it does not tell.
+    """
     allowed = ["0..255"] if dtype == np.uint8 else list(PIXELS)
-    scale = pixels.removesuffix(BGR) or ("0..255" if dtype == np.uint8 else "")
+    scale = pixels.removesuffix(BGR) or ("0..255" if dtype == np.uint8 else known)
     if scale not in allowed:
         problem = f"--pixels {pixels} was given for" if pixels else "--pixels is missing, the range of"
         raise InvalidRequest(
@@ -126,23 +129,6 @@ def _resize(picture: Picture, height: int, width: int, channels: int) -> NDArray
     mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
     resized = Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR).convert(mode)
     return np.asarray(resized).reshape(height, width, channels)
-
-
-def _to_input(picture: NDArray[np.uint8], scale: str, *, is_bgr: bool) -> NDArray[Any]:
-    """Return a picture [height, width, channels] in the range `scale` of PIXELS; `is_bgr` swaps red and blue."""
-    values: NDArray[Any] = picture
-    channels = picture.shape[-1]
-    if scale in ("0..1", "imagenet"):
-        values = picture / 255
-    elif scale == "-1..1":
-        values = picture / 127.5 - 1
-    if scale == "imagenet":
-        mean, std = (
-            np.array([np.mean(constants)] if channels == 1 else [*constants, np.mean(constants)])[:channels]
-            for constants in (IMAGENET_MEAN, IMAGENET_STD)
-        )
-        values = (values - mean) / std
-    return values[..., [2, 1, 0, *range(3, channels)]] if is_bgr and channels >= 3 else values
 
 
 def read_npz_inputs(path: Path, graph: Path) -> list[Feeds]:
