@@ -56,8 +56,8 @@ def test_every_accepted_row_has_its_measurements_and_files(swept: tuple[Path, Re
             assert trial.executed and trial.census
             assert trial.peak_bytes and trial.file_bytes and trial.open_seconds
             is_baseline = trial.candidate.key == report.baselines["network"]
-            # Inputs by outputs; for a candidate also rows of all inputs together, which the baseline is compared with.
-            assert len(trial.fidelity) == 4 * 2 + (0 if is_baseline else 2)
+            # Inputs by outputs; for a candidate also eight rows of all inputs together, and a batch of another size.
+            assert len(trial.fidelity) == 4 * 2 + (0 if is_baseline else 2 + 2)
             assert trial.log and (folder / "out" / trial.log).is_file()
             assert trial.reproduce and (folder / "out" / trial.reproduce).is_file()
 
@@ -236,3 +236,17 @@ def _children_of(folder: Path) -> list[str]:
         if str(folder) in line and "candidate_worker" in line and state != "Z":
             lines.append(line)
     return lines
+
+
+def test_candidates_are_compared_at_the_ends_of_a_range_of_shapes(tmp_path: Path) -> None:
+    workspace = prepare_workspace(str(NETWORKS["encoder"](tmp_path / "model.onnx")), tmp_path / "out")
+    names = ("input_ids", "attention_mask")
+    shapes = dict.fromkeys(names, (2, 8))
+    ranges = dict.fromkeys(names, ((1, 4), (3, 12)))
+    report = run_sweep(workspace, replace(BOTH, shapes=shapes, shape_ranges=ranges))
+    measured = [trial for trial in report.trials if trial.ratio and trial.candidate.key != report.baselines["network"]]
+    labels = {f"{'; '.join(f'{name} {size}' for name in names)}, pooled" for size in ("1x4", "3x12")}
+    assert measured and all(labels <= set(trial.fidelity) for trial in measured)
+    network = open_network(tmp_path / "out")
+    for shape in ((1, 4), (3, 12), (2, 5)):
+        assert network(dict.fromkeys(names, np.ones(shape, np.int64)))["pooled"].shape[0] == shape[0]

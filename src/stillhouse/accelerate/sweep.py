@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 
-from stillhouse.accelerate.calibration.calibration_data import read_probes
+from stillhouse.accelerate.calibration.calibration_data import Probe, read_probes, write_probes
+from stillhouse.accelerate.calibration.other_shapes import other_shapes, resize_feeds, shape_arguments
 from stillhouse.accelerate.calibration.prompts import comparison_requests, shorten_requests
 from stillhouse.accelerate.calibration.record_calibration import (
     InputFiles,
@@ -140,6 +141,23 @@ class Sweep(SweepState):
             else format_axis_ranges(self.options.shape_ranges, component.signature.inputs),
         )
 
+    def _write_other_shapes(self, component: WorkspaceComponent, files: InputFiles) -> list[Path]:
+        """Write inputs of other shapes that a single ONNX file or the config allows, one file for each set of shapes.
+
+        Candidates are checked on these inputs, too, because a network may be right only for the shapes that it was made
+        for. Their values are those of the first probe, cut off or repeated.
+        """
+        feeds = read_probes(files.probes)[0].feeds
+        ranges = {name: ends for name, ends in self.options.shape_ranges.items() if ends[0] != ends[1]}
+        paths = []
+        for number, shapes in enumerate(
+            other_shapes(component.graph, {name: array.shape for name, array in feeds.items()}, ranges)
+        ):
+            paths.append(files.probes.with_name(f"shapes-{number}.npz"))
+            label = "; ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items() if shape)
+            write_probes(paths[-1], [Probe(label, resize_feeds(feeds, shapes))])
+        return paths
+
     def _guessed_shapes(self) -> bool:
         """Return whether shapes of a single ONNX file were guessed: neither inputs nor all open shapes were given."""
         inputs = self.workspace.components[0].signature.inputs
@@ -152,14 +170,32 @@ class Sweep(SweepState):
             f"{component.graph.name} does not run with the guessed shapes "
             f"{', '.join(f'{name} {list(shape)}' for name, shape in shapes.items())}: {reason}",
             allowed="shapes for which the network works",
-            fix=f"give them, such as {format_shape_options(shapes)}, or real inputs by --inputs FILE.npz",
+            fix=f"give them, such as {shape_arguments(shapes)}, or real inputs by --inputs FILE.npz",
         )
 
     def finish(self) -> Report:
         """Choose the best measured candidates, write the choice into the manifest, and return the report."""
         self.save_report(self.chosen_report())
+        if not self.workspace.is_pipeline:
+            self._warn_of_static_shapes()
         apply_choice(self.workspace.directory, self.report)
         return self.report
+
+    def _warn_of_static_shapes(self) -> None:
+        """Warn if the chosen way to run a single ONNX file is compiled for one shape while the file allows others."""
+        (component,) = self.workspace.components
+        key = self.report.chosen.get(component.name)
+        trial = self.report.trial(component.name, key) if key else None
+        is_static = trial is not None and trial.candidate.options.get("shapes") == "static"
+        if is_static and any(
+            not isinstance(axis, int) for axes in component.signature.inputs.values() for axis in axes
+        ):
+            probes = read_probes(input_files(self.workspace.directory / TRIALS / component.name).probes)
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in probes[0].feeds.items())
+            self.add_warning(
+                f"{component.name}: the choice was measured for {shapes}; other shapes that the file allows work, and "
+                "the first call with each of them compiles the network again"
+            )
 
     def seconds_elapsed(self) -> float:
         """Return the seconds that the sweep has taken so far, including interrupted earlier runs."""
@@ -209,6 +245,7 @@ class Sweep(SweepState):
             or (TimingBudget() if component.name in HEAVY_COMPONENTS else TimingBudget(max_rounds=12, seconds=3.0)),
             measure_batches=component.name in HEAVY_COMPONENTS and component.has_dynamic_batch,
             has_open_batch=component.has_dynamic_batch,
+            other_shapes=() if self.workspace.is_pipeline else self._write_other_shapes(component, files),
         )
 
     def _pipeline_components(self) -> dict[str, Component]:
@@ -276,12 +313,3 @@ def probe_batch_size(probes: Path) -> int:
     """
     tensor = max(read_probes(probes)[0].feeds.values(), key=lambda array: array.ndim)
     return int(tensor.shape[0]) if tensor.ndim else 1
-
-
-def format_shape_options(shapes: Mapping[str, Sequence[int]]) -> str:
-    """Return the options of the command line that give these shapes of inputs.
-
-    >>> format_shape_options({"x": (1, 3, 32, 32)})
-    '--shape x=1x3x32x32'
-    """
-    return " ".join(f"--shape {name}={'x'.join(map(str, shape))}" for name, shape in shapes.items())
