@@ -44,6 +44,7 @@ bench: .venv/full.stamp ## measure against diffusers, and write the tables of th
 	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.accelerate shapes
 	$(BIN)/python -m benchmarks.accelerate choice
+	$(BIN)/python -m benchmarks.real_models
 	$(BIN)/python -m benchmarks.policies
 	$(BIN)/python -m benchmarks.tick
 	$(BIN)/python -m benchmarks.tables

@@ -1,0 +1,231 @@
+"""Errors of tasks, inputs and verdicts of `benchmarks.real_models`, without a download."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+
+from benchmarks.real_models.data import chord, line_texts, text_line
+from benchmarks.real_models.measure import Claim, Measured, describe_difference
+from benchmarks.real_models.models import MODELS
+from benchmarks.real_models.network_process import NetworkFailed, NetworkProcess
+from benchmarks.real_models.real_model import joined
+from benchmarks.real_models.tables import gains, is_slower, is_wrong, lost_shapes, models_table, summary, verdict
+from benchmarks.real_models.task_error import (
+    BOX_LIMIT,
+    SCORE_LIMIT,
+    Array,
+    Detections,
+    Measure,
+    box_overlaps,
+    collapse_repeats,
+    decision_error,
+    detection_error,
+    edit_distance,
+    embedding_error,
+    item_error,
+    label_error,
+    mask_error,
+    suppress,
+    text_error,
+)
+from benchmarks.real_models.wheels import read_licence
+from stillhouse.measure.clock import Ratio
+
+WORDS = st.text("abc", max_size=6)
+FACE = np.array([[10.0, 10.0, 30.0, 30.0]])
+
+
+def found(*scores: float, boxes: Array = FACE, label: int = 0) -> Detections:
+    count = len(scores)
+    return Detections(np.resize(boxes, (count, 4)), np.array(scores), np.full(count, label))
+
+
+def values(measures: list[Measure]) -> dict[str, float]:
+    return {measure.name: measure.value for measure in measures}
+
+
+def test_boxes_overlap_by_their_shared_area_over_their_union() -> None:
+    shifted = np.array([[20.0, 10.0, 40.0, 30.0], [10.0, 10.0, 30.0, 30.0], [50.0, 50.0, 60.0, 60.0]])
+    assert box_overlaps(FACE, shifted).tolist() == [[pytest.approx(200 / 600), 1.0, 0.0]]
+
+
+def test_suppression_keeps_the_best_of_what_overlaps() -> None:
+    boxes = np.array([[0.0, 0, 10, 10], [0, 1, 10, 11], [50, 50, 60, 60]])
+    kept = suppress(Detections(boxes, np.array([0.7, 0.9, 0.3]), np.zeros(3)), 0.45)
+    assert kept.scores.tolist() == [0.9, 0.3]
+    assert suppress(found(), 0.5).scores.size == 0
+
+
+def test_a_dead_score_a_moved_box_and_another_class_are_wrong() -> None:
+    face = found(0.826)
+    assert values(detection_error([face], [face], 0.25)) == {"box": 0.0, "score": 0.0}
+    for other in (found(0.006), found(), found(0.826, label=1), found(0.826, boxes=FACE + 15)):
+        assert any(measure.is_wrong for measure in detection_error([face], [other], 0.25))
+    assert not any(measure.is_wrong for measure in detection_error([face], [found(0.757, boxes=FACE + 0.5)], 0.25))
+
+
+def test_what_only_one_network_finds_counts_from_a_tenth_above_the_threshold() -> None:
+    for one, other in ((found(0.3), found()), (found(), found(0.3))):
+        assert values(detection_error([one], [other], 0.25)) == {"box": 0.0, "score": 0.0}
+    for one, other in ((found(0.4), found()), (found(), found(0.4))):
+        assert values(detection_error([one], [other], 0.25)) == {"box": 1.0, "score": 0.4}
+
+
+@given(st.lists(st.floats(0, 1), max_size=4), st.lists(st.floats(0, 1), max_size=4))
+def test_detections_err_the_same_in_both_directions(one: list[float], other: list[float]) -> None:
+    forth = detection_error([found(*one)], [found(*other)], 0.3)
+    assert forth == detection_error([found(*other)], [found(*one)], 0.3)
+    assert not any(measure.is_wrong for measure in detection_error([found(*one)], [found(*one)], 0.3)[:1])
+
+
+def test_masks_err_over_all_pictures_together() -> None:
+    full, empty = np.ones((2, 2), bool), np.zeros((2, 2), bool)
+    assert values(mask_error([full, empty], [full, empty])) == {"mask": 0.0}
+    assert values(mask_error([full, empty], [full, full])) == {"mask": 0.5}
+    assert values(mask_error([empty], [empty])) == {"mask": 0.0}
+
+
+@given(WORDS, WORDS, WORDS)
+def test_edit_distance_is_a_metric(one: str, two: str, three: str) -> None:
+    assert (edit_distance(one, two) == 0) == (one == two)
+    assert edit_distance(one, two) == edit_distance(two, one)
+    assert edit_distance(one, three) <= edit_distance(one, two) + edit_distance(two, three)
+    assert abs(len(one) - len(two)) <= edit_distance(one, two) <= max(len(one), len(two))
+
+
+def test_texts_err_by_edits_for_each_character() -> None:
+    assert values(text_error(["abcd", "efgh"], ["abcd", "efg"])) == {"characters": 1 / 8}
+
+
+@given(st.lists(st.integers(1, 5), max_size=8))
+def test_an_alignment_with_blanks_between_repeats_reads_back(labels: list[int]) -> None:
+    spread = [label for letter in labels for label in (letter, letter, 0)]
+    assert collapse_repeats(spread) == labels
+
+
+def test_labels_decisions_and_items_err_by_their_shares() -> None:
+    reference = np.array([[0.9, 0.1], [0.2, 0.8]])
+    assert values(label_error(reference, reference[::-1])) == pytest.approx({"labels": 1.0, "probability": 0.7})
+    assert values(label_error(reference, reference)) == {"labels": 0.0, "probability": 0.0}
+    wrong = decision_error(np.array([0.1, 0.9]), np.array([0.1, 0.4]), 0.5)
+    assert values(wrong) == pytest.approx({"decisions": 0.5, "probability": 0.25})
+    assert values(item_error("abcd", "abce")) == {"items": 0.25}
+
+
+def test_embeddings_err_by_angle_and_by_nearest_neighbour() -> None:
+    angles = np.array([0.0, 0.1, 1.0, 1.2])
+    points = np.stack([np.cos(angles), np.sin(angles)], 1)
+    assert values(embedding_error(points, points)) == pytest.approx({"cosine": 0.0, "neighbours": 0.0})
+    assert values(embedding_error(points, points[[0, 2, 1, 3]])) == pytest.approx(
+        {"cosine": 1 - np.cos(0.9), "neighbours": 1.0}
+    )
+
+
+def test_an_error_that_is_no_number_is_wrong() -> None:
+    assert Measure("score", float("nan"), 0.1).is_wrong
+    assert not Measure("score", 0.1, 0.1).is_wrong
+
+
+def test_held_out_lines_differ_from_the_others_and_leave_ink() -> None:
+    assert not set(line_texts(24, True)) & set(line_texts(12, False))
+    line = np.asarray(text_line("invoice 42", 48, 320, ink=10, paper=250))
+    assert line.shape == (48, 320, 3) and line.max() == 250 and line.min() < 60
+
+
+def test_a_chord_sounds_at_its_pitches() -> None:
+    spectrum = np.abs(np.fft.rfft(chord((69,), 22_050, 22_050, 0)))
+    assert abs(int(spectrum.argmax()) - 440) <= 1
+
+
+def test_names_of_networks_are_unique_and_say_where_they_come_from() -> None:
+    assert len({model.name for model in MODELS}) == len(MODELS) >= 12
+    assert all(len(model.wheel.sha256) == 64 and model.file.endswith(".onnx") for model in MODELS)
+    assert len({model.wheel.name for model in MODELS}) >= 8
+
+
+@pytest.mark.parametrize(
+    ("metadata", "licence"),
+    [
+        ("License: MIT\nClassifier: License :: OSI Approved :: MIT License", "MIT"),
+        ("License-Expression: Apache-2.0\nLicense: other", "Apache-2.0"),
+        ("License: " + "long " * 20 + "\nClassifier: License :: OSI Approved :: BSD License", "BSD License"),
+        ("License-File: LICENSE", "file LICENSE"),
+    ],
+)
+def test_licences_are_read_from_metadata(metadata: str, licence: str) -> None:
+    assert read_licence(metadata) == licence
+
+
+@pytest.fixture
+def doubling(tmp_path: Path) -> Path:
+    """A graph that adds its input of three columns to itself."""
+    rows = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", 3]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "doubling", rows[:1], rows[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    onnx.save(model, tmp_path / "doubling.onnx")
+    return tmp_path / "doubling.onnx"
+
+
+def test_a_network_runs_in_its_own_process_and_says_why_it_does_not(doubling: Path) -> None:
+    feeds = {"x": np.ones((2, 3), np.float32)}
+    with NetworkProcess("onnxruntime", doubling) as network:
+        assert network.run(feeds)["y"].tolist() == [[2.0] * 3] * 2
+        with pytest.raises(NetworkFailed, match="INVALID_ARGUMENT"):
+            network.run({"x": np.ones((2, 4), np.float32)})
+        network.load([feeds])
+        assert 0 < network.seconds() < 1
+        assert network.run(joined([feeds, feeds]))["y"].shape == (4, 3)
+
+
+def test_a_network_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
+    (tmp_path / "broken.onnx").write_bytes(b"no graph")
+    with pytest.raises(NetworkFailed, match="broken.onnx"), NetworkProcess("onnxruntime", tmp_path / "broken.onnx"):
+        pass
+
+
+def test_outputs_of_another_shape_and_mixed_rows_are_told() -> None:
+    rows = np.eye(4)
+    assert describe_difference({"y": rows}, {"y": 1.1 * rows}) == ""
+    assert describe_difference({"y": rows}, {"y": rows[:2]}) == "output y is of shape (2, 4) instead of (4, 4)"
+    assert describe_difference({"y": rows}, {}) == "output y is missing"
+    assert "unlike" in describe_difference({"y": rows}, {"y": rows[::-1]})
+    assert "unlike" in describe_difference({"y": rows}, {"y": 0 * rows})
+    assert describe_difference({"y": 0 * rows}, {"y": 0 * rows}) == ""
+
+
+def measured(low: float, high: float, error: float = 0.0, **shapes: str) -> dict[str, object]:
+    ratio = Ratio((low + high) / 2, low, high)
+    task = (Measure("box", error, BOX_LIMIT), Measure("score", 0.0, SCORE_LIMIT))
+    claim = Claim("openvino bf16", 30.0, Ratio(2.0, 1.9, 2.1))
+    network = Measured("nudenet 3.4.2", "320n.onnx", "MIT", "detector", "34 objects", 61.0, claim=claim, task=task)
+    return {**asdict(network), "ratio": asdict(ratio), "shapes": shapes}
+
+
+def test_verdicts_follow_from_the_figures() -> None:
+    assert verdict(measured(1.2, 1.4, batch="")) == "gains"
+    assert verdict(measured(0.9, 1.4)) == "equal"
+    assert verdict(measured(0.7, 0.9)) == "slower"
+    assert verdict(measured(1.2, 1.4, error=0.9)) == "wrong by its task"
+    assert verdict(measured(1.2, 1.4, batch="refused")) == "lost: batch"
+    assert not gains(measured(1.2, 1.4, error=0.9)) and is_wrong(measured(1.2, 1.4, error=0.9))
+    assert is_slower(measured(0.7, 0.9)) and not is_slower(measured(0.7, 1.0))
+    assert lost_shapes(measured(1.2, 1.4, batch="refused", width="")) == ["batch"]
+
+
+def test_the_table_counts_verdicts_and_tells_failures() -> None:
+    failed = asdict(Measured("magika 1", "m.onnx", "Apache-2.0", "files", "9 types", 3.0, "error: no | idea"))
+    models = {"one": measured(1.2, 1.4), "two": measured(0.7, 0.9), "three": failed}
+    table = models_table({"models": models, "budget": "60s"})
+    assert (
+        "| one | openvino bf16 | 30 dB, 2.00x (1.90 to 2.10) | box 0 (0.25), score 0 (0.1) | **1.30x (1.20 to 1.40)** |"
+        in table
+    )
+    assert "failed: error: no \\| idea" in table
+    assert summary(models, "60s") in table
+    assert summary(models, "60s").startswith("Of 3 networks, 1 gain, 0 are wrong by their task, 1 are slower, ")
