@@ -14,6 +14,7 @@ from benchmarks.real_models.data import chord, line_texts, text_line
 from benchmarks.real_models.measure import Claim, Measured, describe_difference
 from benchmarks.real_models.models import MODELS
 from benchmarks.real_models.network_process import NetworkFailed, NetworkProcess
+from benchmarks.real_models.reactions import map_atoms, parse_smiles, symmetry_classes
 from benchmarks.real_models.real_model import joined
 from benchmarks.real_models.tables import gains, is_slower, is_wrong, lost_shapes, models_table, summary, verdict
 from benchmarks.real_models.task_error import (
@@ -141,6 +142,35 @@ def test_held_out_lines_differ_from_the_others_and_leave_ink() -> None:
 def test_a_chord_sounds_at_its_pitches() -> None:
     spectrum = np.abs(np.fft.rfft(chord((69,), 22_050, 22_050, 0)))
     assert abs(int(spectrum.argmax()) - 440) <= 1
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers", "neighbours"),
+    [
+        ("CC(=O)OCC", [6, 6, 8, 8, 6, 6], [4, 3, 1, 2, 4, 4]),
+        ("CC#N", [6, 6, 7], [4, 2, 1]),
+        ("c1ccncc1Cl", [6, 6, 6, 7, 6, 6, 17], [3, 3, 3, 2, 3, 3, 1]),
+        ("OB(O)C", [8, 5, 8, 6], [2, 3, 2, 4]),
+    ],
+)
+def test_molecules_are_read_with_their_hydrogens(text: str, numbers: list[int], neighbours: list[int]) -> None:
+    molecule = parse_smiles(text)
+    assert molecule.numbers.tolist() == numbers
+    assert molecule.neighbours.tolist() == neighbours
+    assert (molecule.bonds == molecule.bonds.T).all() and not molecule.bonds.diagonal().any()
+
+
+def test_atoms_that_a_mirror_swaps_are_of_one_class() -> None:
+    toluene = parse_smiles("Cc1ccccc1")
+    classes = symmetry_classes(toluene.numbers, toluene.bonds)
+    assert classes[2] == classes[6] and classes[3] == classes[5] and len(set(classes)) == 5
+
+
+@given(st.permutations(range(5)))
+def test_atoms_map_to_where_the_attention_points(order: list[int]) -> None:
+    chain = parse_smiles("C" * 5).bonds
+    assert map_atoms(np.eye(5)[order], chain[np.ix_(order, order)], chain) == order
+    assert map_atoms(np.zeros((5, 5)), chain, chain) == [-1] * 5
 
 
 def test_names_of_networks_are_unique_and_say_where_they_come_from() -> None:

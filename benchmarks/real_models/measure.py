@@ -22,6 +22,7 @@ ROUNDS = 20
 _LEAST_COSINE = 0.9
 """Of an output in a further shape with the original's: rows that are mixed up or left empty fall below it."""
 _LAST_LINES = 4
+_HANG_SECONDS = 1800
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +119,16 @@ def accelerate(graph: Path, sets: Sequence[Feeds], directory: Path, budget: str)
     start = perf_counter()
     with directory.with_suffix(".log").open("w+", encoding="utf-8") as log:
         command = [sys.executable, "-m", "stillhouse", "accelerate", str(graph), *options]
-        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False)
+        with subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment) as process:
+            try:
+                code = process.wait(_HANG_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                return perf_counter() - start, f"no end after {_HANG_SECONDS} s"
         seconds = perf_counter() - start
         log.seek(0)
         lines = [line.strip() for line in log.read().splitlines() if line.strip()]
-    return seconds, " ".join(lines[-_LAST_LINES:]) or f"exit code {done.returncode}" if done.returncode else ""
+    return seconds, (" ".join(lines[-_LAST_LINES:]) or f"exit code {code}") if code else ""
 
 
 def read_claim(directory: Path) -> Claim:
