@@ -114,6 +114,8 @@ def test_labels_decisions_and_items_err_by_their_shares() -> None:
     reference = np.array([[0.9, 0.1], [0.2, 0.8]])
     assert values(label_error(reference, reference[::-1])) == pytest.approx({"labels": 1.0, "probability": 0.7})
     assert values(label_error(reference, reference)) == {"labels": 0.0, "probability": 0.0}
+    undecided = label_error(np.array([[0.52, 0.48]]), np.array([[0.49, 0.51]]))
+    assert values(undecided) == pytest.approx({"labels": 0.0, "probability": 0.03})
     wrong = decision_error(np.array([0.1, 0.9]), np.array([0.1, 0.4]), 0.5)
     assert values(wrong) == pytest.approx({"decisions": 0.5, "probability": 0.25})
     assert values(item_error("abcd", "abce")) == {"items": 0.25}
@@ -123,9 +125,11 @@ def test_embeddings_err_by_angle_and_by_nearest_neighbour() -> None:
     angles = np.array([0.0, 0.1, 1.0, 1.2])
     points = np.stack([np.cos(angles), np.sin(angles)], 1)
     assert values(embedding_error(points, points)) == pytest.approx({"cosine": 0.0, "neighbours": 0.0})
-    assert values(embedding_error(points, points[[0, 2, 1, 3]])) == pytest.approx(
-        {"cosine": 1 - np.cos(0.9), "neighbours": 1.0}
-    )
+    swapped = values(embedding_error(points, points[[0, 2, 1, 3]]))
+    assert swapped == pytest.approx({"cosine": 1 - np.cos(0.9), "neighbours": 1.0})
+    close = np.array([0.0, 0.5, -0.501, 2.0])
+    texts, moved = (np.stack([np.cos(one), np.sin(one)], 1) for one in (close, np.array([0.0, 0.502, -0.501, 2.0])))
+    assert values(embedding_error(texts, moved))["neighbours"] == 0.0
 
 
 def test_an_error_that_is_no_number_is_wrong() -> None:

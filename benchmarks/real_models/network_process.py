@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -21,6 +21,8 @@ from benchmarks.real_models.real_model import Feeds, Outputs, Run
 Opener = Literal["onnxruntime", "stillhouse"]
 _TURN_SECONDS = 0.1
 _LEAST_CALLS = 3
+_PAUSE_SECONDS = 0.02
+"""Until the threads of the network whose turn it was have stopped to spin."""
 _ANSWER_SECONDS = 300
 _ONLY_ERRORS = 3
 """Some files warn of each of their weights."""
@@ -148,6 +150,7 @@ def _open_accelerated(path: str) -> Run:
 
 
 def _time_calls(run: Run, sets: Sequence[Feeds]) -> float:
+    sleep(_PAUSE_SECONDS)
     run(sets[0])
     calls, start = 0, perf_counter()
     while calls < _LEAST_CALLS or perf_counter() - start < _TURN_SECONDS:
