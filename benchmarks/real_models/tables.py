@@ -70,6 +70,12 @@ def gains(model: Mapping[str, Any]) -> bool:
     return bool(model["ratio"]) and model["ratio"]["low"] > 1 and not is_wrong(model)
 
 
+def overclaims(model: Mapping[str, Any]) -> bool:
+    """Return whether the report's speed-up is above what was measured, by both intervals."""
+    claim, measured = model["claim"] and model["claim"]["ratio"], model["ratio"]
+    return bool(claim and measured) and claim["low"] > measured["high"]
+
+
 def verdict(model: Mapping[str, Any]) -> str:
     """Return what became of a network, the worst first."""
     if model["failure"]:
@@ -86,6 +92,7 @@ def summary(models: Mapping[str, Mapping[str, Any]], budget: str) -> str:
         "are wrong by their task": sum(map(is_wrong, models.values())),
         "are slower": sum(map(is_slower, models.values())),
         "lose a shape that the file allows": sum(bool(lost_shapes(model)) for model in models.values()),
+        "claim more speed than was measured": sum(map(overclaims, models.values())),
         "fail": sum(bool(model["failure"]) for model in models.values()),
     }
     told = ", ".join(f"{count} {what}" for what, count in counts.items())
