@@ -3,10 +3,10 @@
 Sizes and normalisation follow each package's own code; pictures are resized by Pillow, bilinear.
 """
 
+import ast
 from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -178,9 +178,9 @@ def _read_words(charset_name: str, run: Run) -> list[str]:
 @cache
 def _charset(name: str) -> tuple[str, ...]:
     """Return the characters of one of ddddocr's recognisers, from its source."""
-    names: dict[str, Any] = {}
-    exec(DDDDOCR.path("ddddocr/charsets.py").read_text(encoding="utf-8"), names)
-    return tuple(names[name])
+    source = ast.parse(DDDDOCR.path("ddddocr/charsets.py").read_text(encoding="utf-8"))
+    assigned = {ast.unparse(line.targets[0]): line.value for line in source.body if isinstance(line, ast.Assign)}
+    return tuple(ast.literal_eval(assigned[name]))
 
 
 def _word_recogniser(name: str, file: str, kind: str, charset: str) -> RealModel:
