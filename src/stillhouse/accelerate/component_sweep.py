@@ -157,8 +157,11 @@ class ComponentSweep:
         start = monotonic()
         trial = evaluate(candidate, self.context, baseline)
         building = 0.0 if is_built else trial.build_seconds or 0.0
+        seconds = monotonic() - start
         self.sweep.add_seconds("building", building)
-        self.sweep.add_seconds("measuring", monotonic() - start - building)
+        self.sweep.add_seconds("measuring", seconds - building)
+        longest = max(seconds, self.sweep.report.longest_seconds)
+        self.sweep.report = replace(self.sweep.report, longest_seconds=longest)
         return trial
 
     def _early_stop_ratio(self) -> float:

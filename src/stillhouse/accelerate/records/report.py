@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from stillhouse.accelerate.records.candidate import PIPELINE
-from stillhouse.accelerate.records.trial import BUDGET_CUT, BUDGET_ENDED, Trial
+from stillhouse.accelerate.records.trial import Trial
 from stillhouse.errors import PipelineError
 from stillhouse.measure.machine import Machine
 from stillhouse.validation import InvalidDocument, convert
@@ -80,6 +80,7 @@ class Report:
         version: version of the file format.
         warnings: sentences about what limits the result, such as probes that prove nothing.
         activities: seconds by activity: recording inputs, building graphs, measuring candidates, comparing pictures.
+        longest_seconds: seconds of the longest measurement of one candidate, with building its graph.
     """
 
     source: str
@@ -109,11 +110,12 @@ class Report:
     version: int = REPORT_VERSION
     warnings: tuple[str, ...] = ()
     activities: Mapping[str, float] = field(default_factory=dict)
+    longest_seconds: float = 0.0
 
     @property
     def is_resumable(self) -> bool:
         """Return whether the sweep was interrupted or its time budget ended, so that another run would measure more."""
-        return not self.finished or any(trial.reason in (BUDGET_ENDED, BUDGET_CUT) for trial in self.trials)
+        return not self.finished or any(trial.is_waiting for trial in self.trials)
 
     def trials_of(self, component: str) -> tuple[Trial, ...]:
         """Return the trials (measured candidates) of one component, in the order of the report."""

@@ -106,6 +106,11 @@ class Trial:
     baseline_seconds: Timing | None = None
 
     @property
+    def is_waiting(self) -> bool:
+        """Return whether the candidate was not measured for lack of time, so that another run would measure it."""
+        return self.reason in (BUDGET_ENDED, BUDGET_CUT)
+
+    @property
     def worst_fidelity(self) -> Fidelity | None:
         """Return the lowest fidelity, by SQNR, of the outputs for any probe; None where none was compared.
 
