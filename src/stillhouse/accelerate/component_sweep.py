@@ -23,6 +23,7 @@ from stillhouse.accelerate.search.candidates import (
     baseline_candidate,
     dominated_reason,
     plan_candidates,
+    spoilt_graph_reason,
 )
 from stillhouse.accelerate.search.mixed_precision import search_mixed_precision
 from stillhouse.accelerate.search.students import copy_student_decoder
@@ -131,7 +132,9 @@ class ComponentSweep:
             baseline: open baseline of this network.
             share: share of the time budget in which candidates of this network are measured.
         """
-        if reason := dominated_reason(candidate, self.sweep.report.trials_of(candidate.component)):
+        trials = self.sweep.report.trials_of(candidate.component)
+        bound = self.context.bounds.min_sqnr
+        if reason := dominated_reason(candidate, trials) or spoilt_graph_reason(candidate, trials, bound):
             return Trial(candidate, "skipped", reason)
         trial = Trial(candidate, "skipped", BUDGET_ENDED)
         for _ in range(2):

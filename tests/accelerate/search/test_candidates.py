@@ -14,6 +14,7 @@ from stillhouse.accelerate.search.candidates import (
     dominated_reason,
     plan_candidates,
     runnable_candidates,
+    spoilt_graph_reason,
 )
 from stillhouse.backends import ort, registry
 from stillhouse.backends.backend import Backend
@@ -266,3 +267,15 @@ def test_the_gpu_that_is_asked_for_is_the_one_that_is_tried_and_none_beside_the_
     reasons = on_gpu(replace(environment, device="cpu"))
     assert {reason for name, reason in reasons.items() if "tensorrt" not in name} == {"the device cpu was requested"}
     assert all(reasons.values())
+
+
+@pytest.mark.parametrize(("sqnr", "is_spoilt"), [(13.9, True), (14.1, False), (25.0, False)])
+def test_a_graph_far_below_the_bound_is_not_measured_with_other_options(sqnr: float, is_spoilt: bool) -> None:
+    streams = Candidate("network", "openvino", "int8-static", options={"streams": "2"})
+    static = replace(streams, options={"shapes": "static"})
+    trial = replace(make_trial("x", candidate=static, sqnr=sqnr), status="rejected")
+    assert bool(spoilt_graph_reason(streams, [trial], 20.0)) == is_spoilt
+    assert not spoilt_graph_reason(streams, [replace(trial, status="accepted")], 20.0)
+    assert not spoilt_graph_reason(streams, [trial], None)
+    assert not spoilt_graph_reason(replace(streams, recipe="int8-weights"), [trial], 20.0)
+    assert not spoilt_graph_reason(replace(streams, recipe="f32"), [trial], 20.0)

@@ -154,7 +154,8 @@ def compare_channels(reference: Tensor, other: Tensor) -> tuple[float, str]:
 
     The result is (MAX_SQNR, "") where the tensor has no axis of channels, or no channel carries signal. A channel of
     scores (all values in 0 to 1) carries signal from a peak of `_MIN_CHANNEL_PEAK`; another channel, where its standard
-    deviation is at least `_MIN_CHANNEL_SPREAD` of the largest value of these channels.
+    deviation is at least `_MIN_CHANNEL_SPREAD` of the largest value of these channels. Nearly all scores may be 0, so
+    that few errors outweigh them: the ratio of the peak to the largest error counts for scores if it is better.
 
     Args:
         reference, other: tensors of the same shape.
@@ -170,8 +171,12 @@ def compare_channels(reference: Tensor, other: Tensor) -> tuple[float, str]:
     rows, other_rows = (
         np.moveaxis(tensor, axis, 0).reshape(tensor.shape[axis], -1).astype(np.float64) for tensor in (reference, other)
     )
-    for channel in np.flatnonzero(_channels_with_signal(rows)):
-        sqnr = compare_tensors(rows[channel], other_rows[channel]).sqnr
+    has_signal, are_scores = _channels_with_signal(rows)
+    for channel in np.flatnonzero(has_signal):
+        fidelity = compare_tensors(rows[channel], other_rows[channel])
+        sqnr = fidelity.sqnr
+        if are_scores[channel]:
+            sqnr = max(sqnr, rescale_sqnr(fidelity, rows[channel]))
         if sqnr < worst:
             worst, place = sqnr, f"channel {channel} of axis {axis}"
     return worst, place
@@ -311,12 +316,15 @@ def _has_signal(reference: Tensor, in_unit_range: bool) -> bool:
     return not in_unit_range or bool(np.abs(wide).max() >= _MIN_PEAK)
 
 
-def _channels_with_signal(rows: Tensor) -> NDArray[np.bool_]:
-    """Return which channels carry signal, bool [channels], for the values of each channel, float64 [channels, N]."""
-    scores = (rows >= 0).all(1) & (rows <= 1).all(1)
+def _channels_with_signal(rows: Tensor) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which channels carry signal and which hold scores, bool [channels] each.
+
+    `rows` are the values of each channel, float64 [channels, N].
+    """
+    scores: NDArray[np.bool_] = ((rows >= 0) & (rows <= 1)).all(1)
     peaks = np.abs(rows).max(1)
     largest = peaks[~scores].max(initial=0.0)
     excited: NDArray[np.bool_] = np.where(
         scores, peaks >= _MIN_CHANNEL_PEAK, rows.std(1) > _MIN_CHANNEL_SPREAD * largest
     )
-    return excited
+    return excited, scores

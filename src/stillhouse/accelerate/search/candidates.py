@@ -16,6 +16,8 @@ from stillhouse.measure.machine import Machine
 from stillhouse.pipelines.manifest import SMALLEST_TILE
 from stillhouse.pipelines.roles import DENOISER, ENCODER, TEXT_ENCODERS
 
+_SPOILT_MARGIN = 6.0
+"""dB below the bound from which a graph is taken for too inaccurate, whatever the options."""
 BASELINE_BACKEND = "onnxruntime"
 BASELINE_OPTIONS = {"spinning": "1"}
 """Options of the baseline: those that a user of onnxruntime has without setting any. Threads that wait spin."""
@@ -223,3 +225,26 @@ def dominated_reason(candidate: Candidate, trials: Sequence[Trial]) -> str:
     if plain is None or plain.high >= share * fastest:
         return ""
     return f"plain {backend} has a speed-up of {plain.value:.2f}, too far below the fastest candidate's {fastest:.2f}"
+
+
+def spoilt_graph_reason(candidate: Candidate, trials: Sequence[Trial], min_sqnr: float | None) -> str:
+    """Return why a candidate need not be measured, because its graph is far too inaccurate; empty if it should be.
+
+    Other options of a backend change the outputs of one graph a little. A graph whose outputs missed the bound by more
+    than `_SPOILT_MARGIN` with other options is not measured again.
+
+    Args:
+        candidate: the candidate to measure next.
+        trials: measurements of the network's other candidates.
+        min_sqnr: minimum SQNR in dB of an accepted candidate; None: no bound.
+    """
+    if not candidate.makes_graph or min_sqnr is None:
+        return ""
+    for trial in trials:
+        worst = trial.worst_fidelity
+        is_same_graph = trial.candidate.makes_graph and trial.candidate.artifact_key == candidate.artifact_key
+        if is_same_graph and trial.status == "rejected" and worst and worst.sqnr < min_sqnr - _SPOILT_MARGIN:
+            return (
+                f"its graph has {worst.sqnr:.1f} dB as {trial.candidate.name}, far below the bound of {min_sqnr:g} dB"
+            )
+    return ""
