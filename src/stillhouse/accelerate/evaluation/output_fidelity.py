@@ -321,7 +321,7 @@ def _channels_with_signal(rows: Tensor) -> tuple[NDArray[np.bool_], NDArray[np.b
 
     `rows` are the values of each channel, float64 [channels, N].
     """
-    scores: NDArray[np.bool_] = ((rows >= 0) & (rows <= 1)).all(1)
+    scores: NDArray[np.bool_] = np.all((rows >= 0) & (rows <= 1), axis=1)
     peaks = np.abs(rows).max(1)
     largest = peaks[~scores].max(initial=0.0)
     excited: NDArray[np.bool_] = np.where(
