@@ -1,6 +1,7 @@
 """Invariant 1: what a row of a batch comes to does not depend on its neighbours, nor on how many it has."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,8 +10,19 @@ from hypothesis import strategies as st
 
 from stillhouse.backends import Runner, RunnerOptions, backends, open_runner
 from stillhouse.core import Array
-from stillhouse.errors import InvalidRequest
-from tests.backends.networks import BACKENDS, relative_error, unet, unet_feeds, unet_float64, unet_weights, write_model
+from stillhouse.errors import BackendFailed, InvalidRequest
+from tests.backends.networks import (
+    BACKENDS,
+    Value,
+    make_model,
+    node,
+    relative_error,
+    unet,
+    unet_feeds,
+    unet_float64,
+    unet_weights,
+    write_model,
+)
 
 ROWS = 8
 FEEDS = unet_feeds(ROWS, 8, 12)
@@ -56,6 +68,37 @@ def test_rows_that_run_apart_still_have_to_be_as_many_everywhere(both_ways: tupl
     feeds = {**FEEDS, "timestep": FEEDS["timestep"][:3]}
     with pytest.raises(InvalidRequest):
         both_ways[0](feeds)
+
+
+@pytest.mark.parametrize(
+    ("operator", "shape", "problem"),
+    [
+        ("Transpose", (3, 2), r"output 'y' has shape \[2, 1\] for one row, so rows cannot be joined"),
+        ("ReduceSum", (3, 2), r"output 'y' has shape \[\] for one row"),
+        ("Neg", (), r"rows cannot be split: 'x' of shape \[\]"),
+        ("Neg", (0, 2), r"rows cannot be split: 'x' of shape \[0, 2\]"),
+    ],
+)
+def test_what_has_no_batch_axis_is_refused_and_not_joined_wrongly(
+    operator: str, shape: tuple[int, ...], problem: str, tmp_path: Path
+) -> None:
+    attributes: dict[str, Any] = {"keepdims": 0} if operator == "ReduceSum" else {}
+    axes = ["n", "m"][: len(shape)]
+    out = {"ReduceSum": [], "Transpose": ["m", "n"]}.get(operator, axes)
+    model = make_model([node(operator, ["x"], ["y"], **attributes)], [("x", axes)], [("y", out)])
+    runner = open_runner(write_model(model, tmp_path / "model.onnx"), "openvino", RunnerOptions(streams=2))
+    with pytest.raises(BackendFailed, match=f"{problem}.*open the network with streams=1"):
+        runner({"x": np.ones(shape, np.float32)})
+
+
+def test_inputs_of_other_lengths_are_no_batch(tmp_path: Path) -> None:
+    nodes, axes = [node("Neg", ["x"], ["y"]), node("Neg", ["state"], ["new"])], {"x": ["n", 2], "state": ["layers", 2]}
+    outputs: list[Value] = [("y", axes["x"]), ("new", axes["state"])]
+    model = make_model(nodes, list(axes.items()), outputs)
+    graph, options = write_model(model, tmp_path / "model.onnx"), RunnerOptions(streams=2)
+    feeds = {"x": np.ones((3, 2), np.float32), "state": np.eye(2, dtype=np.float32)}
+    with pytest.raises(BackendFailed, match=r"rows cannot be split: 'x' of shape \[3, 2\], 'state' of shape \[2, 2\]"):
+        open_runner(graph, "openvino", options)(feeds)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "f16"])

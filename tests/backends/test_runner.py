@@ -17,6 +17,7 @@ from stillhouse.core import TensorSpec
 from stillhouse.errors import BackendFailed, InvalidRequest, PipelineError, UnsupportedPrecision
 from tests.backends.networks import (
     BACKENDS,
+    Value,
     make_model,
     node,
     relative_error,
@@ -175,6 +176,55 @@ def test_feeds_that_do_not_fit_are_refused(backend: str, graph: Path) -> None:
     with pytest.raises(InvalidRequest, match=r"input 'timestep' has shape \[1\]; allowed: \[B\], .*one length"):
         runner({"sample": sample, "timestep": timestep[:1]})
     assert runner(feeds)["out_sample"].shape == sample.shape  # and goes on working
+
+
+@pytest.mark.parametrize("is_static", [True, False])
+@pytest.mark.parametrize("length", [0, 3])
+def test_a_cache_may_be_empty(backend: str, length: int, is_static: bool, tmp_path: Path) -> None:
+    """An exported decoder of text starts with keys of length 0, to which it appends its own."""
+    weights = np.array([[1, 2], [3, 4]], np.float32)
+    nodes = [node("Concat", ["past", "x"], ["keys"], axis=1), node("MatMul", ["keys", "w"], ["y"])]
+    inputs: list[Value] = [("past", [1, "length", 2]), ("x", [1, 1, 2])]
+    model = make_model(nodes, inputs, [("keys", [1, "total", 2]), ("y", [1, "total", 2])], {"w": weights})
+    past, x = np.ones((1, length, 2), np.float32), np.full((1, 1, 2), 5, np.float32)
+    options = RunnerOptions(shapes={"past": past.shape, "x": x.shape} if is_static else {})
+    runner = open_runner(write_model(model, tmp_path / "past.onnx"), backend, options)
+    result, keys = runner({"past": past, "x": x}), np.concatenate([past, x], axis=1)
+    np.testing.assert_array_equal(result["keys"], keys)
+    np.testing.assert_array_equal(result["y"], keys @ weights)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_recurrent_networks_run_at_every_length(backend: str, kind: str, tmp_path: Path) -> None:
+    """Sequences come first in ONNX's recurrent operators, and the batch second. Weights of 0 keep a part of the state.
+
+    Without weights, every gate is 0.5 and every new value 0: after n steps, 0.5**n of a GRU's state is left, and an
+    LSTM gives 0.5 * tanh(0.5**n * cell).
+    """
+    gates = {"LSTM": 4, "GRU": 3}[kind]
+    weights = {"w": np.zeros((1, gates * 2, 3), np.float32), "r": np.zeros((1, gates * 2, 2), np.float32)}
+    states: list[Value] = [("h", [1, "rows", 2]), *([("c", [1, "rows", 2])] if kind == "LSTM" else [])]
+    nodes = [node(kind, ["x", "w", "r", "", "", *(name for name, *_ in states)], ["", "last"], hidden_size=2)]
+    model = make_model(nodes, [("x", ["length", "rows", 3]), *states], [("last", [1, "rows", 2])], weights)
+    runner = open_runner(write_model(model, tmp_path / "recurrent.onnx"), backend)
+    for length, rows in ((1, 1), (4, 2), (2, 3)):
+        feeds = {name: np.full((1, rows, 2), 0.75, np.float32) for name, *_ in states}
+        left = 0.75 * 0.5**length
+        want = 0.5 * np.tanh(left) if kind == "LSTM" else left
+        result = runner({"x": np.ones((length, rows, 3), np.float32), **feeds})["last"]
+        np.testing.assert_allclose(result, np.full((1, rows, 2), want), rtol=1e-5)
+
+
+def test_axes_that_are_written_as_minus_one_are_open(backend: str, tmp_path: Path) -> None:
+    model = make_model([node("Neg", ["x"], ["y"])], [("x", [-1, 3, -1])], [("y", [-1, 3, -1])])
+    graph = write_model(model, tmp_path / "paddle.onnx")
+    x = np.ones((2, 3, 5), np.float32)
+    for options in (RunnerOptions(), RunnerOptions(shapes={"x": (2, 3, 5)})):
+        runner = open_runner(graph, backend, options)
+        np.testing.assert_array_equal(runner({"x": x})["y"], -x)
+        assert runner.inputs[0].shape == (options.shapes.get("x") or (None, 3, None))
+    with pytest.raises(InvalidRequest, match=r"input 'x' has shape \[2, 4, 5\]; allowed: \[any, 3, any\]"):
+        open_runner(graph, backend, RunnerOptions(shapes={"x": (2, 4, 5)}))
 
 
 def test_an_operator_that_no_runtime_knows_is_named(backend: str, tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
+from onnxruntime.datasets import get_example
 
+from stillhouse.backends import open_runner
 from stillhouse.backends.openvino import read_openvino_model, save_openvino_model
 from stillhouse.backends.signature import read_signature
 from stillhouse.errors import PipelineError
@@ -199,9 +201,77 @@ def test_a_file_larger_than_a_message_may_be_is_refused_before_it_is_read(tmp_pa
         read_signature(path)
 
 
-def test_an_input_that_is_no_tensor_is_refused(tmp_path: Path) -> None:
+def test_axes_without_a_length_or_a_name_are_open_however_they_are_written(tmp_path: Path) -> None:
+    """PaddlePaddle writes -1, others "?" or an empty name; 0 is a length: that of a cache that is still empty."""
+    model = make_model([node("Identity", ["x"], ["y"])], [("x", [-1, 0, "?", "", None, "n", 3])], [("y", [None] * 7)])
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == -1
+    signature = read_signature(write_model(model, tmp_path / "model.onnx"))
+    assert signature.inputs == {"x": (None, 0, None, None, None, "n", 3)}
+
+
+SEQUENCE = onnx.helper.make_tensor_sequence_value_info("other", TensorProto.FLOAT, [2]).type
+OTHER_TYPES = {
+    "sequence of tensor of float": SEQUENCE,
+    "optional sequence of tensor of float": onnx.helper.make_optional_type_proto(SEQUENCE),
+    "map from int64 to tensor of string": onnx.helper.make_map_type_proto(
+        TensorProto.INT64, onnx.helper.make_tensor_type_proto(TensorProto.STRING, [])
+    ),
+    "sparse tensor": onnx.helper.make_sparse_tensor_type_proto(TensorProto.FLOAT, [2]),
+    "tensor of bfloat16": onnx.helper.make_tensor_type_proto(TensorProto.BFLOAT16, [2]),
+}
+
+
+def with_types(outputs: dict[str, onnx.TypeProto], path: Path, inputs: dict[str, onnx.TypeProto] | None = None) -> Path:
+    """A graph with inputs and outputs of these types, by name; the input "x" is a tensor of floats."""
     model = make_model([node("Identity", ["x"], ["y"])], [("x", [2])], [("y", [2])])
-    model.graph.input[0].CopyFrom(onnx.helper.make_tensor_sequence_value_info("x", TensorProto.FLOAT, [2]))
-    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(PipelineError, match=r"model.onnx is no ONNX graph"):
-        read_signature(tmp_path / "model.onnx")
+    values = {name: onnx.ValueInfoProto(name=name, type=kind) for name, kind in {**outputs, **(inputs or {})}.items()}
+    del model.graph.output[:]
+    model.graph.output.extend(values[name] for name in outputs)
+    model.graph.input.extend(values[name] for name in inputs or {})
+    return write_model(model, path)
+
+
+FLOATS = onnx.helper.make_tensor_type_proto(TensorProto.FLOAT, [2])
+TEXT = onnx.helper.make_tensor_type_proto(TensorProto.STRING, [2])
+
+
+@pytest.mark.parametrize(("text", "kind"), [*OTHER_TYPES.items(), ("tensor of string", TEXT)])
+def test_outputs_that_are_no_tensors_of_numbers_are_left_out(text: str, kind: onnx.TypeProto, tmp_path: Path) -> None:
+    signature = read_signature(with_types({"a": kind, "y": FLOATS, "b": kind}, tmp_path / "model.onnx"))
+    assert (signature.outputs, signature.skipped_outputs) == (("y",), {"a": text, "b": text})
+    with pytest.raises(PipelineError, match=f"no output of .*none.onnx is a tensor of numbers: 'a' is a {text}; allow"):
+        read_signature(with_types({"a": kind}, tmp_path / "none.onnx"))
+
+
+@pytest.mark.parametrize(("text", "kind"), OTHER_TYPES.items())
+def test_an_input_that_no_array_fits_is_refused_by_its_type(text: str, kind: onnx.TypeProto, tmp_path: Path) -> None:
+    graph = with_types({"y": FLOATS}, tmp_path / "model.onnx", {"words": TEXT, "other": kind})
+    with pytest.raises(PipelineError, match=f"input 'other' of .*model.onnx is a {text}; allowed: tensors of float16"):
+        read_signature(graph)
+
+
+def test_a_classifier_of_scikit_learn_gives_its_labels(tmp_path: Path) -> None:
+    """Its probabilities are a sequence of maps, which no comparison takes."""
+    graph = Path(get_example("logreg_iris.onnx"))
+    signature = read_signature(graph)
+    assert signature.skipped_outputs == {"probabilities": "sequence of map from int64 to tensor of float"}
+    runner, x = open_runner(graph), np.ones((3, 2), np.float32)
+    assert tuple(spec.name for spec in runner.outputs) == signature.outputs == ("label",)
+    assert {name: array.shape for name, array in runner({"float_input": x}).items()} == {"label": (3,)}
+
+
+def test_weights_and_arithmetic_inside_of_branches_are_seen(tmp_path: Path) -> None:
+    tensor = onnx.TensorProto(name="w", data_type=10, dims=[2], data_location=onnx.TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="inner.bin")
+    tensor.external_data.add(key="length", value="4")
+    value = onnx.helper.make_tensor_value_info("t", TensorProto.FLOAT16, [2])
+    branch = onnx.helper.make_graph([node("Neg", ["w"], ["t"])], "branch", [], [value], [tensor])
+    chosen = node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)
+    graph = onnx.helper.make_graph(
+        [chosen],
+        "network",
+        [onnx.helper.make_tensor_value_info("c", TensorProto.BOOL, [])],
+        [onnx.helper.make_tensor_value_info("y", TensorProto.FLOAT16, [2])],
+    )
+    signature = read_signature(write_model(onnx.helper.make_model(graph), tmp_path / "model.onnx"), external=False)
+    assert (signature.external, signature.arithmetic) == ({"inner.bin": 4}, "mixed")

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+from stillhouse.backends.inner_graphs import iterate_graphs, iterate_nodes
 from stillhouse.backends.onnx_pb2 import NodeProto
 from stillhouse.backends.signature import HALF_TYPES, read_onnx_graph
 
@@ -33,16 +34,18 @@ _TYPE_CHANGING = {
 def read_layer_precisions(path: Path) -> dict[str, int]:
     """Count the convolutions, matrix products and attentions of an ONNX file by precision: f32, f16, bf16, int8.
 
-    Operations in subgraphs are not counted. Precisions without any operation are left out.
+    Operations in the branches of If and the bodies of Loop are counted once each, also where a run skips or repeats
+    them. Precisions without any operation are left out.
 
     >>> read_layer_precisions(Path("optimised.onnx"))  # doctest: +SKIP
     {'f32': 28, 'int8': 133}
     """
     graph = read_onnx_graph(path)
-    element_types = {tensor.name: tensor.data_type for tensor in graph.initializer}
-    element_types |= {value.name: value.type.tensor_type.elem_type for value in graph.input}
+    graphs = list(iterate_graphs(graph))
+    element_types = {tensor.name: tensor.data_type for one in graphs for tensor in one.initializer}
+    element_types |= {value.name: value.type.tensor_type.elem_type for one in graphs for value in one.input}
     halves = {name: HALF_TYPES[kind] for name, kind in element_types.items() if kind in HALF_TYPES}
-    counts = Counter(filter(None, (_precision(node, halves) for node in graph.node)))
+    counts = Counter(filter(None, (_precision(node, halves) for node in iterate_nodes(graph))))
     return dict(sorted(counts.items()))
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillhouse.backends.graph import load_external_data, load_graph
+from stillhouse.backends.inner_graphs import inner_graphs
 from stillhouse.backends.runtime import require, translate_errors
 from stillhouse.backends.signature import read_signature
 from stillhouse.check import check_choice
@@ -147,14 +148,6 @@ def save_with_constants(model: Model, constants: Mapping[str, Constant], out: Pa
 def node_name(node: Node) -> str:
     """Return the name of a node. A node without a name is named by its first output, as in OpenVINO."""
     return str(node.name or node.output[0])
-
-
-def inner_graphs(node: Node) -> Iterator[Any]:
-    """Iterate over the graphs inside a node: branches and loop bodies."""
-    for attribute in node.attribute:
-        yield from attribute.graphs
-        if attribute.HasField("g"):
-            yield attribute.g
 
 
 def check_node_names(keep: Iterable[str], model: Model) -> frozenset[str]:

@@ -16,7 +16,7 @@ from stillhouse.backends.runner import GraphRunner, RunnerOptions, Tensors, fix_
 from stillhouse.backends.runtime import BackendStatus, install_command, require, translate_errors
 from stillhouse.backends.signature import AXES_KEY, OPENVINO_SUFFIX, Axes, Signature
 from stillhouse.core import TensorSpec
-from stillhouse.errors import InvalidRequest, UnsupportedPrecision
+from stillhouse.errors import BackendFailed, InvalidRequest, UnsupportedPrecision
 
 WITHOUT_BIAS_SUFFIX = "/WithoutBiases"
 """Suffix that OpenVINO adds to a node's name where it splits off the bias."""
@@ -67,7 +67,7 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
     executed = set(layers) or {compiled.get_property("INFERENCE_PRECISION_HINT").to_string()}
     precision = executed.pop() if len(executed) == 1 else "mixed"
     if per_row:
-        axes = {name: (signature.inputs[name][0], *shape[1:]) for name, shape in axes.items()}
+        axes = {name: (*signature.inputs[name][:1], *shape[1:]) for name, shape in axes.items()}
     run = partial(_run_rows if per_row else _run_batch, requests, [spec.name for spec in outputs])
     return GraphRunner(graph, _NAME, precision, inputs, outputs, axes, run, layers)
 
@@ -169,6 +169,9 @@ def _run_rows(requests: list[Any], names: list[str], feeds: Tensors) -> list[NDA
         requests: inference requests; each runs one row at a time, side by side with the other requests.
         names: names of the outputs.
         feeds: input arrays by name; the first axis is the batch.
+
+    Raises:
+        BackendFailed: an input or an output has no batch axis, so that rows cannot be split or joined.
     """
     rows = [{name: array[row : row + 1] for name, array in feeds.items()} for row in range(_row_count(feeds))]
     results: list[list[NDArray[Any]]] = []
@@ -181,10 +184,32 @@ def _run_rows(requests: list[Any], names: list[str], feeds: Tensors) -> list[NDA
             for request, _ in batch:
                 request.wait()
         results += [[request.get_tensor(name).data.copy() for name in names] for request, _ in batch]
-    return [np.concatenate(column) for column in zip(*results, strict=True)]
+    columns = list(zip(*results, strict=True))
+    for name, column in zip(names, columns, strict=True):
+        for part in column:
+            if part.shape[:1] != (1,):
+                raise BackendFailed(
+                    f"output {name!r} has shape {list(part.shape)} for one row, so rows cannot be joined",
+                    allowed="outputs whose first axis is the batch, where streams is above 1",
+                    fix="open the network with streams=1",
+                )
+    return [np.concatenate(column) for column in columns]
 
 
 def _row_count(feeds: Tensors) -> int:
+    """Return the length of the first axis, the batch, of the inputs.
+
+    Raises:
+        BackendFailed: the inputs have first axes of different lengths, or an input has no axis, or there is no row.
+    """
+    lengths = {array.shape[:1] for array in feeds.values()}
+    if len(lengths) != 1 or not lengths.isdisjoint({(), (0,)}):
+        found = ", ".join(f"{name!r} of shape {list(array.shape)}" for name, array in feeds.items())
+        raise BackendFailed(
+            f"rows cannot be split: {found}",
+            allowed="inputs whose first axis is the batch, of one length from 1, where streams is above 1",
+            fix="open the network with streams=1",
+        )
     return len(next(iter(feeds.values())))
 
 
@@ -194,7 +219,7 @@ def _read_model(core: Any, graph: Path, axes: Mapping[str, Axes], options: Runne
     model = core.read_model(graph)
     shapes = {name: [axis if isinstance(axis, int) else -1 for axis in shape] for name, shape in axes.items()}
     if options.streams > 1:
-        shapes = {name: [1, *shape[1:]] for name, shape in shapes.items()}
+        shapes = {name: [*[1][: len(shape)], *shape[1:]] for name, shape in shapes.items()}
     if options.shapes or options.streams > 1:
         model.reshape(shapes)
     return model
@@ -241,7 +266,7 @@ def _precision(kernel: str, layer: str) -> str:
 
 def _spec(name: str, port: Any, per_row: bool) -> TensorSpec:
     lengths = [axis.get_length() if axis.is_static else None for axis in port.partial_shape]
-    shape = (None, *lengths[1:]) if per_row else tuple(lengths)
+    shape = (*[None][: len(lengths)], *lengths[1:]) if per_row else tuple(lengths)
     return TensorSpec(name, port.element_type.to_dtype().name, shape)
 
 

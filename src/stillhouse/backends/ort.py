@@ -93,7 +93,7 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
     # The shapes of the specs come from `axes`, not from onnxruntime, which fixes the lengths of named axes only.
     # GraphRunner checks the lengths of axes without a name.
     inputs = tuple(_spec(node, axes[node.name]) for node in session.get_inputs())
-    outputs = tuple(_spec(node, node.shape) for node in session.get_outputs())
+    outputs = tuple(_spec(node, node.shape) for node in session.get_outputs() if node.name in signature.outputs)
     names = [spec.name for spec in outputs]
     lock = nullcontext() if providers == [_PROVIDERS["cpu"]] else GPU_LOCK
 

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from stillhouse.backends.graph import load_graph
+from stillhouse.backends.inner_graphs import inner_graphs
 from stillhouse.backends.onnx_edit import (
     COMPUTE_OPS,
     Constant,
     Node,
     check_node_names,
-    inner_graphs,
     load_with_constants,
     node_name,
     save_with_constants,

@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 
 from stillhouse.backends import openvino, ort
 from stillhouse.backends.graph import load_graph
+from stillhouse.backends.inner_graphs import iterate_nodes
 from stillhouse.backends.onnx_edit import (
     COMPUTE_OPS,
     Constant,
     Model,
     Node,
     check_node_names,
-    inner_graphs,
     load_with_constants,
     node_name,
     save_with_constants,
@@ -292,7 +292,7 @@ def _raise_opset(graph: Path, model: Model) -> None:
     (opset,) = (entry for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     if opset.version >= _WITH_FP8:
         return
-    for node in _iterate_nodes(model.graph):
+    for node in iterate_nodes(model.graph):
         if _changed_meaning(node):
             message = (
                 f"{node.op_type} {node_name(node)} of opset {opset.version} in {graph} "
@@ -310,14 +310,6 @@ def _changed_meaning(node: Node) -> bool:
         or (node.op_type == "Split" and len(node.input) < 2)
         or (node.op_type == "RoiAlign" and "coordinate_transformation_mode" not in names)
     )
-
-
-def _iterate_nodes(graph: Any) -> Iterator[Node]:
-    """Yield the nodes of a graph and of all graphs inside them, such as branches and loop bodies."""
-    for node in graph.node:
-        yield node
-        for inner in inner_graphs(node):
-            yield from _iterate_nodes(inner)
 
 
 def _has_weights(node: Node, constants: Mapping[str, Constant]) -> bool:

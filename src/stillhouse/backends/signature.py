@@ -7,13 +7,14 @@ format"). This format has no names of axes, so Stillhouse stores them in the fil
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 from xml.etree import ElementTree
 
 from google.protobuf.message import DecodeError
 
+from stillhouse.backends.inner_graphs import iterate_graphs, iterate_nodes
 from stillhouse.backends.onnx_pb2 import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto
 from stillhouse.errors import PipelineError
 
@@ -27,6 +28,12 @@ _PASS_THROUGH = {"Cast", "Identity", "Transpose", "Reshape", "Gather"}
 _INTEGER_PREFIXES = (
     *("QLinear", "Quantize", "Dequantize", "DynamicQuantize", "ConvInteger", "MatMulInteger", "MatMulNBits"),
 )
+_STRING = TensorProto.STRING
+_INTEGERS = ("UINT8", "INT8", "UINT16", "INT16", "UINT32", "INT32", "UINT64", "INT64", "BOOL")
+_NUMERIC = {TensorProto.DataType.Value(name) for name in ("FLOAT", "FLOAT16", "DOUBLE", *_INTEGERS)}
+"""Element types that NumPy has, so that arrays of them can be given to a runtime and compared."""
+_UNNAMED = ("", "?")
+"""Texts that exporters write in place of the name of an axis without a name."""
 _RESTORE_OR_EXPORT_AGAIN = "restore the file, or export or import the model again"
 _MAX_BYTES = (2 << 30) - 1
 """Largest number of bytes of a protobuf message, and so of an ONNX file."""
@@ -41,18 +48,21 @@ class Signature:
     """The inputs, outputs and weights files of a graph.
 
     Args:
-        inputs: axes by input name. An axis is a length, a name, or None where it has neither.
-        outputs: names of the outputs, in order.
+        inputs: axes by input name. An axis is a length (0 or more), a name, or None where it has neither.
+        outputs: names of the outputs that are tensors of numbers, in order.
         external: least number of bytes that each weights file must have, by path relative to the graph's directory.
         arithmetic: "f32", or "mixed" where a node computes in half precision or in small integers. OpenVINO chooses the
             arithmetic when a graph is compiled; for an OpenVINO graph, "mixed" means that the graph holds quantisation
             ranges.
+        skipped_outputs: type of each output that is left out, by name, such as "sequence of map from int64 to float":
+            sequences, maps, optional values, and tensors of text or of numbers that NumPy lacks.
     """
 
     inputs: Mapping[str, Axes]
     outputs: tuple[str, ...]
     external: Mapping[str, int]
     arithmetic: str
+    skipped_outputs: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_signature(path: Path, *, external: bool = True) -> Signature:
@@ -63,7 +73,8 @@ def read_signature(path: Path, *, external: bool = True) -> Signature:
         external: whether to check that the weights files exist and are long enough.
 
     Raises:
-        PipelineError: the file or its weights are missing or cut short, or the file is no graph, or ONNX above 2 GiB.
+        PipelineError: the file or its weights are missing or cut short, or the file is no graph, or ONNX above 2 GiB,
+            or an input or every output of the graph is of a type that no array can have.
     """
     if not path.is_file():
         raise PipelineError(f"there is no file {path}", fix=_RESTORE_OR_EXPORT_AGAIN)
@@ -114,16 +125,26 @@ def read_onnx_graph(path: Path) -> GraphProto:
 
 def _signature(path: Path) -> Signature:
     graph = read_onnx_graph(path)
-    weights = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    tensors = [tensor for one in iterate_graphs(graph) for tensor in one.initializer]
+    weights = {tensor.name: tensor.data_type for tensor in tensors}
     # Initializers are left out, since before version 4 of ONNX's format a graph listed them among its inputs as well.
-    inputs = {value.name: _tensor_type(value) for value in graph.input if value.name not in weights}
+    inputs = {value.name: _input_type(path, value) for value in graph.input if value.name not in weights}
     halves = {name for name, kind in weights.items() if kind in HALF_TYPES}
     halves |= {name for name, kind in inputs.items() if kind.elem_type in HALF_TYPES}
+    skipped = {value.name: _type_text(value.type) for value in graph.output if not _is_numeric(value.type)}
+    outputs = tuple(value.name for value in graph.output if value.name not in skipped)
+    if skipped and not outputs:
+        raise PipelineError(
+            f"no output of {path} is a tensor of numbers: {_describe_types(skipped)}",
+            allowed="a graph with an output of floats, integers or booleans",
+            fix="add such a tensor to the outputs, for example the input of the last node",
+        )
     return Signature(
         inputs={name: _axes(kind) for name, kind in inputs.items()},
-        outputs=tuple(value.name for value in graph.output if _tensor_type(value)),
-        external=_external_files(graph.initializer),
-        arithmetic="mixed" if any(_is_reduced(node, halves) for node in graph.node) else "f32",
+        outputs=outputs,
+        external=_external_files(tensors),
+        arithmetic="mixed" if any(_is_reduced(node, halves) for node in iterate_nodes(graph)) else "f32",
+        skipped_outputs=skipped,
     )
 
 
@@ -156,20 +177,56 @@ def _external_files(tensors: Iterable[TensorProto]) -> dict[str, int]:
     return ends
 
 
-def _tensor_type(value: ValueInfoProto) -> TypeProto.Tensor:
-    """Return the element type and shape of an input or output of a graph.
+def _input_type(path: Path, value: ValueInfoProto) -> TypeProto.Tensor:
+    """Return the element type and shape of an input of the graph in the file `path`.
 
     Raises:
-        ValueError: the input or output is no tensor.
+        PipelineError: the input is no tensor of numbers or text.
     """
-    if not value.type.HasField("tensor_type"):
-        raise ValueError(f"input or output {value.name} of the graph is no tensor")
+    if not _is_numeric(value.type) and value.type.tensor_type.elem_type != _STRING:
+        raise PipelineError(
+            f"input {value.name!r} of {path} is a {_type_text(value.type)}",
+            allowed="tensors of float16, float32, float64, integers, booleans or text",
+            fix="export the model with tensors of such a type as inputs",
+        )
     return value.type.tensor_type
 
 
+def _is_numeric(kind: TypeProto) -> bool:
+    """Return whether a type is a tensor of numbers that NumPy has. The type of an output that has none is inferred."""
+    return kind.WhichOneof("value") is None or kind.tensor_type.elem_type in _NUMERIC
+
+
+def _type_text(kind: TypeProto) -> str:
+    """Return the words for a type of ONNX, such as "sequence of map from int64 to float"."""
+    match kind.WhichOneof("value"):
+        case "tensor_type":
+            return f"tensor of {_element_name(kind.tensor_type.elem_type)}"
+        case "sequence_type":
+            return f"sequence of {_type_text(kind.sequence_type.elem_type)}"
+        case "optional_type":
+            return f"optional {_type_text(kind.optional_type.elem_type)}"
+        case "map_type":
+            key, value = _element_name(kind.map_type.key_type), _type_text(kind.map_type.value_type)
+            return f"map from {key} to {value}"
+        case other:
+            return "value without a type" if other is None else other.removesuffix("_type").replace("_", " ")
+
+
+def _element_name(number: int) -> str:
+    known: Mapping[int, str] = {kind: name for name, kind in TensorProto.DataType.items()}
+    return known.get(number, f"type {number}").lower()
+
+
+def _describe_types(types: Mapping[str, str]) -> str:
+    return ", ".join(f"{name!r} is a {kind}" for name, kind in types.items())
+
+
 def _axes(kind: TypeProto.Tensor) -> Axes:
-    axes = ((axis, axis.WhichOneof("value")) for axis in kind.shape.dim)
-    return tuple(None if field is None else getattr(axis, field) for axis, field in axes)
+    """Return the axes of a tensor. PaddlePaddle's exporter writes the length -1, and others the name "?", for any."""
+    fields = ((axis, axis.WhichOneof("value")) for axis in kind.shape.dim)
+    axes = (None if field is None else getattr(axis, field) for axis, field in fields)
+    return tuple(None if axis in _UNNAMED or (isinstance(axis, int) and axis < 0) else axis for axis in axes)
 
 
 def _ir_signature(path: Path) -> Signature:

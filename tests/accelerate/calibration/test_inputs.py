@@ -322,6 +322,10 @@ def test_inputs_of_one_shape_differ(graphs: dict[str, Path]) -> None:
 
 def test_no_values_for_text(tmp_path: Path) -> None:
     graph = single_input(tmp_path / "graph.onnx", "words", [1], TensorProto.STRING)
+    model = onnx.load(graph)
+    model.graph.node.append(helper.make_node("Shape", ["words"], ["count"]))
+    model.graph.output.append(helper.make_tensor_value_info("count", TensorProto.INT64, [1]))
+    onnx.save(model, graph)
     with pytest.raises(
         InvalidRequest, match=r"input 'words' has the element type object, for which no values can be generated"
     ):
