@@ -42,6 +42,33 @@ def write_model(model: onnx.ModelProto, path: Path) -> Path:
 
 node = helper.make_node
 
+
+def make_graph(
+    nodes: Sequence[onnx.NodeProto], outputs: Sequence[Value], inputs: Sequence[Value] = ()
+) -> onnx.GraphProto:
+    """A branch or the body of a loop, which also reads the tensors outside of it."""
+    return helper.make_graph(nodes, "inner", _values(inputs), _values(outputs))
+
+
+def branches_and_loop(weights: Mapping[str, NDArray[Any]]) -> onnx.ModelProto:
+    """x @ w, and then by the condition c: `times` more in a loop, or two more one after the other.
+
+    The constants "w", [2, 2], and "times", of no axis, are `weights`.
+    """
+    body = make_graph(
+        [node("MatMul", ["state", "w"], ["new"]), node("Identity", ["go"], ["on"])],
+        [("on", [], TensorProto.BOOL), ("new", ["n", 2])],
+        [("i", [], TensorProto.INT64), ("go", [], TensorProto.BOOL), ("state", ["n", 2])],
+    )
+    loop = make_graph([node("Loop", ["times", "", "a"], ["looped"], body=body)], [("looped", ["n", 2])])
+    twice = [node("MatMul", ["a", "w"], ["b"]), node("MatMul", ["b", "w"], ["d"])]
+    nodes = [
+        node("MatMul", ["x", "w"], ["a"]),
+        node("If", ["c"], ["y"], then_branch=loop, else_branch=make_graph(twice, [("d", ["n", 2])])),
+    ]
+    return make_model(nodes, [("x", ["n", 2]), ("c", [], TensorProto.BOOL)], [("y", ["n", 2])], weights)
+
+
 CHANNELS, HIDDEN, GROUPS = 4, 32, 8
 
 

@@ -1,6 +1,5 @@
 """What only onnxruntime does."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,9 @@ import onnxruntime
 import pytest
 from onnx import TensorProto
 
-from stillhouse.backends import RunnerOptions, open_runner, ort
+from stillhouse.backends import RunnerOptions, open_runner, openvino, ort
 from stillhouse.errors import BackendFailed, InvalidRequest, RuntimeMissing, UnsupportedPrecision
-from tests.backends.networks import make_model, node, unet, unet_feeds, write_model
+from tests.backends.networks import BACKENDS, make_model, node, unet, unet_feeds, write_model
 
 
 @pytest.mark.parametrize("precision", ["bf16", "f16", "auto", "int8"])
@@ -154,15 +153,18 @@ def test_what_it_refuses_to_run_is_said_in_one_line(tmp_path: Path) -> None:
         runner({"x": np.ones(6, np.float32), "to": np.array([4, 2])})
 
 
-@pytest.mark.parametrize(("allowed", "machine", "threads"), [({0, 1}, 2, 0), ({1}, 2, 1), ({4, 5, 6}, 64, 3)])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_threads_follow_the_cores_that_this_process_may_use(
-    allowed: set[int], machine: int, threads: int, monkeypatch: pytest.MonkeyPatch
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: allowed, raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: machine)
-    assert ort._default_threads() == threads
-
-
-def test_threads_are_left_to_the_runtime_where_affinity_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    assert ort._default_threads() == 0
+    """As `cpu.limited_cores` counts them, unless the user names a number; None leaves the number to the runtime."""
+    graph = write_model(unet(), tmp_path / "model.onnx")
+    for limit, requested, threads in ((None, None, None), (3, None, 3), (3, 2, 2), (None, 2, 2)):
+        monkeypatch.setattr(ort, "limited_cores", lambda limit=limit: limit)
+        monkeypatch.setattr(openvino, "limited_cores", lambda limit=limit: limit)
+        options = RunnerOptions(threads=requested)
+        if backend == "openvino":
+            assert openvino._config(options).get("INFERENCE_NUM_THREADS") == threads
+        else:
+            assert ort._settings(onnxruntime, options, {}).intra_op_num_threads == (threads or 0)
+    assert open_runner(graph, backend)(unet_feeds(1))["out_sample"].shape[0] == 1

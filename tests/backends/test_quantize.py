@@ -17,6 +17,7 @@ from stillhouse.backends import RunnerOptions, open_runner
 from stillhouse.backends.precision import convert_to_float16
 from stillhouse.backends.qdq import WEIGHT_TYPES, QuantType, WeightType
 from stillhouse.backends.quantize import compress_openvino_weights, quantize_dynamic, quantize_openvino, quantize_static
+from stillhouse.backends.runner import GraphRunner
 from stillhouse.backends.signature import read_signature
 from stillhouse.errors import BackendFailed, InvalidRequest, PipelineError
 from stillhouse.pipelines.load import find_pipeline
@@ -312,6 +313,33 @@ def test_openvinos_small_weights_are_small_and_keep(tmp_path: Path, capfd: pytes
         compress_openvino_weights(graph, out, bits=2)  # type: ignore[arg-type]
     assert capfd.readouterr() == ("", "")
     assert read_signature(tmp_path / "8.xml").inputs == read_signature(graph).inputs
+
+
+def test_four_bits_are_refused_where_no_weight_takes_them(graph: Path, tmp_path: Path) -> None:
+    """Convolutions and the last layer stay in 8 bits. So does a layer in `keep`, in 32."""
+    conv = make_model(
+        [node("Conv", ["x", "w"], ["y"])],
+        [("x", ["n", 64, 4, 4])],
+        [("y", ["n", 64, 4, 4])],
+        {"w": np.ones((64, 64, 1, 1), np.float32)},
+    )
+    out = tmp_path / "out" / "four.xml"
+    for source, keep in ((write_model(conv, tmp_path / "conv.onnx"), []), (graph, ["q", "k"])):
+        with pytest.raises(
+            InvalidRequest, match=r"no weight of .* can be stored in 4 bits: convolutions.*; allowed: 8"
+        ):
+            compress_openvino_weights(source, out, bits=4, keep=keep)
+    assert not out.parent.exists() or not list(out.parent.iterdir())
+
+
+def test_weights_of_four_and_of_eight_bits_are_counted(graph: Path, tmp_path: Path) -> None:
+    counts = {}
+    for bits in (8, 4):
+        compress_openvino_weights(graph, tmp_path / f"{bits}.xml", bits=8 if bits == 8 else 4)
+        runner = open_runner(tmp_path / f"{bits}.xml", "openvino")
+        assert isinstance(runner, GraphRunner)
+        counts[bits] = runner.weight_types
+    assert counts == {8: {"int8": 5}, 4: {"int4": 1, "int8": 4}}
 
 
 def _linear(directory: Path, stored: type[np.floating], width: int = 32) -> Path:

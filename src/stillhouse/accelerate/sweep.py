@@ -136,6 +136,7 @@ class Sweep(SweepState):
             device=self.options.device,
             rows=self.options.rows,
             has_calibration=files.calibration.is_file(),
+            has_integer_weights=component.signature.is_quantised,
             axis_ranges=""
             if self.workspace.is_pipeline
             else format_axis_ranges(self.options.shape_ranges, component.signature.inputs),

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from stillhouse.backends.backend import Backend, CandidateContext, CandidateSpec
 from stillhouse.backends.layer_precisions import read_layer_precisions
 from stillhouse.backends.recipes import FLOAT16, dynamic_recipe, static_recipe
-from stillhouse.backends.runner import GraphRunner, RunnerOptions, Tensors, bind_axes, fix_axes
+from stillhouse.backends.runner import GraphRunner, RunnerOptions, Tensors, bind_axes, check_settings, fix_axes
 from stillhouse.backends.runtime import BackendStatus, install_command, require, translate_errors
 from stillhouse.backends.signature import OPENVINO_SUFFIX, Signature
 from stillhouse.backends.torch_device import CUDA, GPU_LOCK
-from stillhouse.check import check_choice
 from stillhouse.core import TensorSpec
+from stillhouse.cpu import limited_cores
 from stillhouse.errors import BackendFailed, InvalidRequest, RuntimeMissing, UnsupportedPrecision
 
 SETTINGS: Mapping[str, tuple[str, ...]] = {
@@ -73,9 +73,7 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
         raise UnsupportedPrecision(
             f"{_NAME} cannot open a graph in precision {options.precision!r}", allowed=", ".join(_PRECISIONS)
         )
-    for name, value in options.settings.items():
-        check_choice(f"setting of {_NAME}", name, SETTINGS)
-        check_choice(name, value, SETTINGS[name])
+    check_settings(_NAME, options.settings, SETTINGS)
     axes = fix_axes(options.shapes, signature.inputs)
     runtime = require(_NAME)
     providers = _providers(runtime, options.settings.get("provider", "cpu"))
@@ -176,7 +174,7 @@ def _check_provider(session: Any, expected: Sequence[str]) -> None:
 def _settings(runtime: Any, options: RunnerOptions, lengths: Mapping[str, int]) -> Any:
     settings = runtime.SessionOptions()
     settings.log_severity_level = _LOG_FATAL
-    settings.intra_op_num_threads = options.threads or _default_threads()
+    settings.intra_op_num_threads = options.threads or limited_cores() or 0  # 0: all cores
     settings.inter_op_num_threads = 1
     # By default ("0") idle threads sleep, although waking them costs microseconds per layer. A pipeline holds several
     # sessions, and idle threads of one session that spin would keep the cores from the next session (onnxruntime issues
@@ -213,18 +211,6 @@ def _open_session(
         settings.add_session_config_entry(f"{entry}_min_size_in_bytes", _MIN_EXTERNAL_BYTES)
         session = runtime.InferenceSession(graph, settings, providers=providers)
         return session, read_layer_precisions(optimised)
-
-
-def _default_threads() -> int:
-    """Return the number of threads for onnxruntime where the user names none.
-
-    The result is 0, for onnxruntime's default, where this process may use all cores of the machine. Otherwise it is the
-    number of cores that the process may use, which onnxruntime's default does not respect.
-    """
-    if not hasattr(os, "sched_getaffinity"):
-        return 0
-    allowed = len(os.sched_getaffinity(0))
-    return 0 if allowed == os.cpu_count() else allowed
 
 
 def _spec(node: Any, axes: Sequence[int | str | None]) -> TensorSpec:

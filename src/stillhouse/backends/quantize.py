@@ -195,7 +195,8 @@ def compress_openvino_weights(graph: Path, out: Path, *, bits: Literal[8, 4] = 8
 
     Raises:
         RuntimeMissing: nncf or openvino is not installed.
-        InvalidRequest: `bits` is neither 8 nor 4, `keep` has an unknown name, or `out` does not end in .xml.
+        InvalidRequest: `bits` is neither 8 nor 4, `keep` has an unknown name, `out` does not end in .xml, or no weight
+            can be stored in 4 bits.
         PipelineError, BackendFailed: the graph cannot be read or compressed.
     """
     if bits not in (8, 4):
@@ -209,6 +210,12 @@ def compress_openvino_weights(graph: Path, out: Path, *, bits: Literal[8, 4] = 8
             )
             options = {"mode": nncf.CompressWeightsMode.INT4_SYM, "group_size": 64, "advanced_parameters": adjust}
         compressed = nncf.compress_weights(model, ignored_scope=ignored, **options)
+        if bits == 4 and "int4" not in openvino.count_weight_types(compressed):
+            raise InvalidRequest(
+                f"no weight of {graph} can be stored in 4 bits: convolutions, the last layer and layers in `keep` stay "
+                "in 8 or more, so the graph would be the one with 8",
+                allowed="8 bits",
+            )
     openvino.save_openvino_model(compressed, out)
 
 

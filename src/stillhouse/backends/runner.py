@@ -122,6 +122,8 @@ class GraphRunner:
         weights: access to the network's weights; None where weights cannot be replaced.
         device_run: does the same as `run` with arrays on the runtime's device; None where the runtime takes NumPy
             arrays only.
+        weight_types: number of weights that are stored as integers and expanded before use, by type: int4, int8. Empty
+            where no weight is, or the runtime does not say.
     """
 
     graph: Path
@@ -134,6 +136,7 @@ class GraphRunner:
     layer_precisions: Mapping[str, int] = field(default_factory=dict)
     weights: EditableWeights | None = None
     device_run: Callable[[Mapping[str, Any]], Sequence[Any]] | None = None
+    weight_types: Mapping[str, int] = field(default_factory=dict)
 
     def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> Tensors:
         """Run the network once on input arrays by name, and return the output arrays by name.
@@ -266,6 +269,19 @@ def check_dtype(spec: TensorSpec, dtype: str) -> None:
         raise InvalidRequest(
             f"input {spec.name!r} got an array of {dtype}", allowed=spec.dtype, fix=f"use .astype({spec.dtype!r})"
         )
+
+
+def check_settings(backend: str, settings: Mapping[str, str], allowed: Mapping[str, Sequence[str]]) -> None:
+    """Raise InvalidRequest where a backend has no setting of a name, or a setting cannot have a value.
+
+    Args:
+        backend: name of the backend, for the message.
+        settings: the given value of each setting.
+        allowed: allowed values of each setting.
+    """
+    for name, value in settings.items():
+        check_choice(f"setting of {backend}", name, allowed)
+        check_choice(name, value, allowed[name])
 
 
 def _format_shape(shape: Sequence[int | str | None]) -> str:

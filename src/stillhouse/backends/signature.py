@@ -54,6 +54,8 @@ class Signature:
         arithmetic: "f32", or "mixed" where a node computes in half precision or in small integers. OpenVINO chooses the
             arithmetic when a graph is compiled; for an OpenVINO graph, "mixed" means that the graph holds quantisation
             ranges.
+        is_quantised: whether an ONNX graph has nodes that compute with small integers or expand them, as a model with
+            weights in int8 does. False for an OpenVINO graph.
         skipped_outputs: type of each output that is left out, by name, such as "sequence of map from int64 to float":
             sequences, maps, optional values, and tensors of text or of numbers that NumPy lacks.
     """
@@ -62,6 +64,7 @@ class Signature:
     outputs: tuple[str, ...]
     external: Mapping[str, int]
     arithmetic: str
+    is_quantised: bool = False
     skipped_outputs: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -144,6 +147,7 @@ def _signature(path: Path) -> Signature:
         outputs=outputs,
         external=_external_files(tensors),
         arithmetic="mixed" if any(_is_reduced(node, halves) for node in iterate_nodes(graph)) else "f32",
+        is_quantised=any(node.op_type.startswith(_INTEGER_PREFIXES) for node in iterate_nodes(graph)),
         skipped_outputs=skipped,
     )
 

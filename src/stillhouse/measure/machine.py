@@ -1,7 +1,6 @@
 """Description of this machine: the facts on which measured times depend."""
 
 import hashlib
-import math
 import os
 import platform
 import re
@@ -12,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from stillhouse.cpu import read_processors, read_text, usable_cores
 from stillhouse.gpu import Gpu, find_gpus
 
 # These instruction set extensions of x86 and ARM decide which precisions are fast. They are spelled as Linux does,
@@ -67,12 +67,12 @@ def read_machine(root: Path = Path("/")) -> Machine:
     >>> read_machine().cores >= 1
     True
     """
-    processors = _processors(root)
+    processors = read_processors(root)
     first = processors[0] if processors else {}
     flags = set(f"{first.get('flags', '')} {first.get('Features', '')}".split())
     return Machine(
         processor=first.get("model name") or platform.processor() or platform.machine(),
-        cores=_cores(processors, root),
+        cores=usable_cores(root),
         memory=_memory(root),
         instructions=tuple(name for name in _INSTRUCTIONS if name in flags),
         system=f"{platform.system()} {platform.machine()}",
@@ -94,26 +94,9 @@ def installed_versions(packages: Iterable[str]) -> dict[str, str]:
     return versions
 
 
-def _processors(root: Path) -> list[dict[str, str]]:
-    """Return the fields of `root`/proc/cpuinfo by name, one mapping for each logical processor."""
-    blocks = re.split(r"\n\s*\n", _read_text(root / "proc/cpuinfo"))
-    pairs = [[line.partition(":") for line in block.splitlines()] for block in blocks]
-    fields = [{key.strip(): value.strip() for key, _, value in block} for block in pairs]
-    return [block for block in fields if "processor" in block]
-
-
-def _cores(processors: list[dict[str, str]], root: Path) -> int:
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    usable = [block for block in processors if block["processor"] in map(str, allowed)]
-    cores = {(block.get("physical id"), block.get("core id", block["processor"])) for block in usable}
-    quota, period = [*_read_text(root / "sys/fs/cgroup/cpu.max").split(), "", ""][:2]
-    share = math.ceil(int(quota) / int(period)) if quota.isdigit() and period.isdigit() else len(allowed)
-    return max(1, min(len(cores) or len(allowed), share))
-
-
 def _memory(root: Path) -> int | None:
-    total = re.search(r"^MemTotal:\s+(\d+) kB", _read_text(root / "proc/meminfo"), re.MULTILINE)
-    limit = _read_text(root / "sys/fs/cgroup/memory.max").strip()
+    total = re.search(r"^MemTotal:\s+(\d+) kB", read_text(root / "proc/meminfo"), re.MULTILINE)
+    limit = read_text(root / "sys/fs/cgroup/memory.max").strip()
     sizes = [int(total[1]) * 1024] if total else _sysconf_memory()
     return min([*sizes, int(limit)] if limit.isdigit() else sizes, default=None)
 
@@ -123,10 +106,3 @@ def _sysconf_memory() -> list[int]:
         return [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     except (AttributeError, OSError, ValueError):
         return []
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

@@ -45,6 +45,7 @@ class Environment:
         has_calibration: whether there are recorded inputs, besides the probes, to calibrate static quantization with.
         axis_ranges: allowed lengths of the graph's named axes, from `options.format_axis_ranges`; empty: fixed lengths.
         rows: batch sizes for which a denoiser with static shapes is opened; empty: the default sizes.
+        has_integer_weights: whether the graph as given stores weights as integers, see `Signature.is_quantised`.
     """
 
     backends: Mapping[str, BackendStatus]
@@ -57,6 +58,7 @@ class Environment:
     axis_ranges: str = ""
     rows: tuple[int, ...] = ()
     has_calibration: bool = True
+    has_integer_weights: bool = False
 
 
 def baseline_candidate(component: str, backends: Mapping[str, BackendStatus]) -> Candidate:
@@ -136,6 +138,7 @@ def _context(component: str, backend: Backend, environment: Environment) -> Cand
         has_dynamic_batch=environment.has_dynamic_batch,
         decoder_side=environment.decoder_side,
         axis_ranges=environment.axis_ranges,
+        has_integer_weights=environment.has_integer_weights,
     )
 
 
