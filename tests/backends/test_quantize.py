@@ -265,11 +265,15 @@ def test_feeds_are_asked_for_and_must_make_sense(graph: Path, tmp_path: Path) ->
     assert not out.exists()
 
 
-def test_an_old_opset_is_refused(tmp_path: Path) -> None:
-    model = unet()
+def test_an_old_opset_is_converted_which_test_opset_checks_or_refused(tmp_path: Path) -> None:
+    model, out = unet(), tmp_path / "out.onnx"
     model.opset_import[0].version = 12
-    with pytest.raises(InvalidRequest, match="is of opset 12; allowed: 13 and later"):
-        quantize_static(write_model(model, tmp_path / "old.onnx"), tmp_path / "out.onnx", FEEDS)
+    graph = write_model(model, tmp_path / "old.onnx")
+    with pytest.raises(InvalidRequest, match="is of opset 12, and there are no inputs.*; allowed: 13 and later"):
+        quantize_dynamic(graph, out)
+    quantize_static(graph, out, FEEDS)
+    assert open_runner(out).layer_precisions == {"f32": 2, "int8": 5}
+    assert sqnr(open_runner(out)(PROBE)["out_sample"], unet_float64(PROBE, unet_weights())) > 28
 
 
 @pytest.mark.parametrize("stored", [np.float32, np.float16])

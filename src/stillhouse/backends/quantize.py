@@ -36,6 +36,7 @@ from stillhouse.backends.onnx_edit import (
     save_with_constants,
     set_repeated,
 )
+from stillhouse.backends.opset import set_standard_opset, standard_opset, with_opset
 from stillhouse.backends.qdq import QUANT_TYPES, WEIGHT_TYPES, QdqRewriter, QuantType, Ranges, WeightType, output_axis
 from stillhouse.backends.runtime import require, translate_errors
 from stillhouse.backends.signature import OPENVINO_SUFFIX, read_signature
@@ -72,7 +73,7 @@ def quantize_static(
 
     Raises:
         InvalidRequest: `feeds` is empty, `keep` has an unknown name, no node can be quantised, or the graph's opset is
-            below 13.
+            below 13 and cannot be converted, see `opset.with_opset`.
         PipelineError, BackendFailed: the graph cannot be read or run.
 
     >>> keep = ["/conv_in/Conv"]
@@ -80,6 +81,12 @@ def quantize_static(
     """
     _check_feeds(feeds)
     check_choice("kind of numbers", quant_type, QUANT_TYPES)
+    with with_opset(graph, _OPSET, feeds, out.parent) as source:
+        _quantize_static(source, out, feeds, keep, quant_type)
+
+
+def _quantize_static(graph: Path, out: Path, feeds: Feeds, keep: Collection[str], quant_type: QuantType) -> None:
+    """Do as `quantize_static` with a graph of opset 13 or later."""
     model, constants = load_with_constants(graph)
     heavy = _quantizable_nodes(graph, model, constants, keep)
     if quant_type == "fp8":
@@ -105,6 +112,7 @@ def quantize_dynamic(
     weights: WeightType = "uint8",
     keep: Collection[str] = (),
     operators: Collection[str] = ("MatMul", "Gemm"),
+    feeds: Feeds = (),
 ) -> None:
     """Write a graph with integer products whose input ranges are measured at run time.
 
@@ -120,15 +128,25 @@ def quantize_dynamic(
         operators: operators to quantise. Convolutions are left out by default: in onnxruntime, ConvInteger is slower
             than a float32 convolution (the Shapes denoiser runs at 0.4 times the speed with int8 weights and at 0.8
             times with uint8 weights), but its weights are smaller.
+        feeds: inputs of the network, needed only where the graph's opset is below 13: with the first of them, the
+            converted graph is checked.
 
     Raises:
         InvalidRequest: an operator is not supported, `keep` has an unknown name, no node can be quantised, or the
-            graph's opset is below 13.
+            graph's opset is below 13 and cannot be converted, see `opset.with_opset`.
         PipelineError, BackendFailed: the graph cannot be read or written.
     """
     for name in operators:
         check_choice("operator", name, COMPUTE_OPS)
     check_choice("kind of weights", weights, WEIGHT_TYPES)
+    with with_opset(graph, _OPSET, feeds, out.parent) as source:
+        _quantize_dynamic(source, out, weights, keep, operators)
+
+
+def _quantize_dynamic(
+    graph: Path, out: Path, weights: WeightType, keep: Collection[str], operators: Collection[str]
+) -> None:
+    """Do as `quantize_dynamic` with a graph of opset 13 or later."""
     model, constants = load_with_constants(graph)
     heavy = _quantizable_nodes(graph, model, constants, keep, operators)
     rewriter, quantised = QdqRewriter(constants), {node_name(node) for node in heavy}
@@ -273,14 +291,9 @@ def _quantizable_nodes(
         operators: operators to quantise.
 
     Raises:
-        InvalidRequest: no node can be quantised, the opset is below 13, or `keep` has an unknown name.
+        InvalidRequest: no node can be quantised, or `keep` has an unknown name.
     """
     excluded = check_node_names(keep, model)
-    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
-    if opset < _OPSET:
-        raise InvalidRequest(
-            f"{graph} is of opset {opset}", allowed=f"{_OPSET} and later", fix="export the model again"
-        )
     nodes = (node for node in model.graph.node if node.op_type in operators and node_name(node) not in excluded)
     heavy = [node for node in nodes if _has_weights(node, constants)]
     if not heavy:
@@ -296,17 +309,16 @@ def _raise_opset(graph: Path, model: Model) -> None:
         InvalidRequest: the model has an operator that means something else in opset 19: a reduction with axes as an
             attribute, a Split without lengths, or a RoiAlign without a coordinate transformation mode.
     """
-    (opset,) = (entry for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    if opset.version >= _WITH_FP8:
+    opset = standard_opset(model)
+    if opset >= _WITH_FP8:
         return
     for node in iterate_nodes(model.graph):
         if _changed_meaning(node):
             message = (
-                f"{node.op_type} {node_name(node)} of opset {opset.version} in {graph} "
-                f"has another meaning in opset {_WITH_FP8}"
+                f"{node.op_type} {node_name(node)} of opset {opset} in {graph} has another meaning in opset {_WITH_FP8}"
             )
             raise InvalidRequest(message, allowed=f"opset {_WITH_FP8}", fix="export the model again")
-    opset.version = _WITH_FP8
+    set_standard_opset(model, _WITH_FP8)
     model.ir_version = max(model.ir_version, _IR_WITH_FP8)
 
 

@@ -37,7 +37,7 @@ def _dynamic_builder(weights: "WeightType") -> BuildGraph:
     def build(graph: Path, out: Path, feeds: _Feeds, keep: Sequence[str]) -> None:
         from stillhouse.backends.quantize import quantize_dynamic
 
-        quantize_dynamic(graph, out, weights=weights, keep=keep)
+        quantize_dynamic(graph, out, weights=weights, keep=keep, feeds=feeds)
 
     return build
 
