@@ -8,6 +8,7 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, version_converter
+from onnxruntime.datasets import get_example
 
 from stillhouse.backends import open_runner, ort
 from stillhouse.backends.graph import load_graph
@@ -66,6 +67,9 @@ def test_a_graph_that_is_late_enough_is_taken_as_it_is(tmp_path: Path) -> None:
     graph = write_model(old_model(12, 7), tmp_path / "old.onnx")
     with with_opset(graph, 12, [], tmp_path) as path:
         assert path == graph
+    classifier = Path(get_example("logreg_iris.onnx"))  # has no standard operators at all
+    with with_opset(classifier, 13, [], tmp_path) as path:
+        assert path == classifier
 
 
 def test_weights_beside_the_graph_stay_beside_it(tmp_path: Path) -> None:

@@ -19,11 +19,14 @@ from stillhouse.backends.qdq import WEIGHT_TYPES, QuantType, WeightType
 from stillhouse.backends.quantize import compress_openvino_weights, quantize_dynamic, quantize_openvino, quantize_static
 from stillhouse.backends.runner import GraphRunner
 from stillhouse.backends.signature import read_signature
+from stillhouse.core import Array
 from stillhouse.errors import BackendFailed, InvalidRequest, PipelineError
 from stillhouse.pipelines.load import find_pipeline
 from tests.backends.networks import (
     CHANNELS,
     Value,
+    branches_and_loop,
+    make_graph,
     make_model,
     node,
     unet,
@@ -434,3 +437,107 @@ def test_more_than_two_gigabytes_of_weights(recipe: str, tmp_path: Path) -> None
     assert sqnr(got, want) > (50 if recipe == "half" else 17)
     size = sum(file.stat().st_size for file in out.parent.iterdir())
     assert size < 0.51 * layers * matrix.nbytes
+
+
+def branches(directory: Path, width: int = 16) -> tuple[Path, dict[str, NDArray[Any]]]:
+    """x @ u, less by the condition c: x @ w in one branch, and @ w twice in the other. Each branch has its own w.
+
+    One branch stores its weights as an initializer, in a file of its own, and the other in a Constant node. Names are
+    the same in both, which ONNX allows, and both read the tensor that the layer outside reads.
+    """
+    draw = np.random.default_rng(5).standard_normal
+    weights = {name: (draw((width, width)) / np.sqrt(width)).astype(np.float32) for name in ("u", "then", "else")}
+    inner = {}
+    for name in ("then", "else"):
+        tensor = onnx.numpy_helper.from_array(weights[name], "w")
+        last = [node("MatMul", ["p", "w"], ["q"], name="second")] if name == "else" else []
+        nodes = [node("MatMul", ["x", "w"], ["p"], name="first"), *last]
+        if name == "else":
+            nodes.insert(0, node("Constant", [], ["w"], value=tensor))
+        inner[name] = make_graph(nodes, [("q" if last else "p", ["n", width])])
+        inner[name].initializer.extend([tensor] if name == "then" else [])
+    nodes = [
+        node("MatMul", ["x", "u"], ["a"], name="outer"),
+        node("If", ["c"], ["b"], then_branch=inner["then"], else_branch=inner["else"]),
+        node("Sub", ["a", "b"], ["y"]),
+    ]
+    inputs: list[Value] = [("x", ["n", width]), ("c", [], TensorProto.BOOL)]
+    model = make_model(nodes, inputs, [("y", ["n", width])], {"u": weights["u"]})
+    path = directory / "branches.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="branches.bin", size_threshold=100)
+    return path, weights
+
+
+def branches_float64(x: Array, choice: bool, weights: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
+    wide = {name: array.astype(np.float64) for name, array in weights.items()}
+    inner = wide["then"] if choice else wide["else"] @ wide["else"]
+    return x.astype(np.float64) @ (wide["u"] - inner)
+
+
+@pytest.mark.parametrize("weights", WEIGHT_TYPES)
+def test_dynamic_integers_reach_into_branches(weights: WeightType, tmp_path: Path) -> None:
+    """One layer loses about 38 dB, two in a row a little more."""
+    graph, values = branches(tmp_path)
+    (tmp_path / "out").mkdir()
+    quantize_dynamic(graph, out := tmp_path / "out" / "dynamic.onnx", weights=weights)
+    runner, x = open_runner(out), np.random.default_rng(6).standard_normal((4, 16)).astype(np.float32)
+    assert (runner.precision, runner.layer_precisions) == ("int8", {"int8": 4})
+    for choice in (True, False):
+        assert sqnr(runner({"x": x, "c": np.array(choice)})["y"], branches_float64(x, choice, values)) > 28
+    onnx.checker.check_model(onnx.load(out), full_check=True)
+    assert read_signature(out).inputs == read_signature(graph).inputs
+
+
+def test_layers_in_branches_can_be_kept(tmp_path: Path) -> None:
+    graph, _ = branches(tmp_path)
+    (tmp_path / "out").mkdir()
+    quantize_dynamic(graph, out := tmp_path / "out" / "kept.onnx", keep=["first"])
+    assert open_runner(out).layer_precisions == {"f32": 2, "int8": 2}
+    with pytest.raises(InvalidRequest, match="no node 'third'; allowed: .*first"):
+        quantize_dynamic(graph, out, keep=["third"])
+
+
+def test_static_integers_stay_outside_of_branches_and_are_counted_so(tmp_path: Path) -> None:
+    graph, values = branches(tmp_path)
+    (tmp_path / "out").mkdir()
+    x = np.random.default_rng(6).standard_normal((4, 16)).astype(np.float32)
+    quantize_static(graph, out := tmp_path / "out" / "static.onnx", [{"x": x, "c": np.array(True)}])
+    runner = open_runner(out)
+    assert (runner.precision, runner.layer_precisions) == ("mixed", {"f32": 3, "int8": 1})
+    for choice in (True, False):
+        assert sqnr(runner({"x": x, "c": np.array(choice)})["y"], branches_float64(x, choice, values)) > 28
+
+
+def test_openvinos_weights_are_compressed_in_branches_and_loops_too(tmp_path: Path) -> None:
+    """NNCF knows one level of branches only, and none where branches share a constant, as OpenVINO reads them."""
+    graph, values = branches(tmp_path)
+    compress_openvino_weights(graph, out := tmp_path / "weights.xml")
+    runner, x = open_runner(out, "openvino"), np.random.default_rng(6).standard_normal((4, 16)).astype(np.float32)
+    assert isinstance(runner, GraphRunner) and runner.weight_types == {"int8": 3}
+    assert runner.layer_precisions == {"f32": 4}
+    for choice in (True, False):
+        assert sqnr(runner({"x": x, "c": np.array(choice)})["y"], branches_float64(x, choice, values)) > 38
+    random = np.random.default_rng(7).standard_normal((2, 2)).astype(np.float32)
+    shared = write_model(branches_and_loop({"w": random, "times": np.array(3)}), tmp_path / "loop.onnx")
+    compress_openvino_weights(shared, out)
+    runner = open_runner(out, "openvino")
+    assert isinstance(runner, GraphRunner) and runner.weight_types == {"int8": 3}
+
+
+def test_openvinos_static_integers_need_inputs_of_every_branch(tmp_path: Path) -> None:
+    graph, values = branches(tmp_path)
+    x = np.random.default_rng(6).standard_normal((4, 16)).astype(np.float32)
+    feeds = [{"x": x, "c": np.array(choice)} for choice in (True, False)]
+    with pytest.raises(BackendFailed, match="a branch of an If in .* is taken by none of the recorded inputs"):
+        quantize_openvino(graph, out := tmp_path / "static.xml", feeds[:1])
+    quantize_openvino(graph, out, feeds)
+    runner = open_runner(out, "openvino")
+    for choice, feed in zip((True, False), feeds, strict=True):
+        assert sqnr(runner(feed)["y"], branches_float64(x, choice, values)) > 28
+    assert runner.layer_precisions == {"int8": 4}
+
+
+def test_openvinos_static_integers_are_refused_where_nothing_takes_them(tmp_path: Path) -> None:
+    graph = write_model(make_model([node("Relu", ["x"], ["y"])], [("x", ["n"])], [("y", ["n"])]), tmp_path / "m.onnx")
+    with pytest.raises(InvalidRequest, match="has nothing to quantise; allowed: a convolution or matrix product"):
+        quantize_openvino(graph, tmp_path / "static.xml", [{"x": np.ones(2, np.float32)}])

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillhouse.backends.graph import load_external_data, load_graph
-from stillhouse.backends.inner_graphs import inner_graphs
+from stillhouse.backends.inner_graphs import inner_graphs, iterate_graphs, iterate_nodes
 from stillhouse.backends.runtime import require, translate_errors
 from stillhouse.backends.signature import read_signature
 from stillhouse.check import check_choice
@@ -72,6 +72,8 @@ class Constant:
 def load_with_constants(graph: Path) -> tuple[Model, dict[str, Constant]]:
     """Read an ONNX file; return its model without constants, and the constants by name, whose values are read later.
 
+    Constants of the graphs inside the graph stay in them, and are read at once, see `inner_constants`.
+
     Args:
         graph: an ONNX file.
 
@@ -81,6 +83,9 @@ def load_with_constants(graph: Path) -> tuple[Model, dict[str, Constant]]:
     """
     read_signature(graph)
     model: Model = load_graph(graph)
+    for part in list(iterate_graphs(model.graph))[1:]:
+        for tensor in part.initializer:
+            load_external_data(tensor, graph.parent)
     to_array, kind = require("onnx.numpy_helper").to_array, require("onnx.helper").tensor_dtype_to_np_dtype
     results = {value.name for value in model.graph.output}
     constants = initializers(model, graph)
@@ -123,6 +128,34 @@ def initializers(model: Model, graph: Path) -> dict[str, Constant]:
     }
 
 
+def inner_constants(part: Any) -> dict[str, Constant]:
+    """Return the constants of a branch or loop body, a GraphProto, by name: its initializers and Constant nodes."""
+    to_array = require("onnx.numpy_helper").to_array
+    values = {tensor.name: tensor for tensor in part.initializer}
+    for node in part.node:
+        attributes = {attribute.name: attribute for attribute in node.attribute}
+        if node.op_type == "Constant" and not node.domain and "value" in attributes:
+            values[node.output[0]] = attributes["value"].t
+    return {name: Constant.from_array(to_array(tensor)) for name, tensor in values.items()}
+
+
+def store_inner_constants(part: Any, constants: Mapping[str, Constant]) -> None:
+    """Store those constants that the nodes of a branch or loop body read as its initializers, in place.
+
+    Args:
+        part: a GraphProto. Its Constant nodes, and initializers of other names, are removed where nothing reads them.
+        constants: constants by name, without those of the outer graph.
+    """
+    used = _used_names(part)
+    nodes = [node for node in part.node if node.op_type != "Constant" or not used.isdisjoint(node.output)]
+    set_repeated(part.node, nodes)
+    written = {output for node in nodes for output in node.output}
+    stored = [tensor for tensor in part.initializer if tensor.name in used]
+    names = sorted(used & constants.keys() - written - {tensor.name for tensor in stored})
+    from_array = require("onnx.numpy_helper").from_array
+    set_repeated(part.initializer, [*stored, *(from_array(constants[name].read(), name) for name in names)])
+
+
 def save_with_constants(model: Model, constants: Mapping[str, Constant], out: Path) -> None:
     """Write a model without initializers, with those constants that its nodes read, to the ONNX file `out`, atomically.
 
@@ -151,12 +184,12 @@ def node_name(node: Node) -> str:
 
 
 def check_node_names(keep: Iterable[str], model: Model) -> frozenset[str]:
-    """Check that a model has a node of every name in `keep`, and return these names as a set.
+    """Check that a model has a node of every name in `keep`, also in inner graphs, and return these names as a set.
 
     Raises:
         InvalidRequest: the model has no node of one of the names.
     """
-    names = {node_name(node) for node in model.graph.node}
+    names = {node_name(node) for node in iterate_nodes(model.graph)}
     nodes = frozenset(keep)
     for name in sorted(nodes):
         check_choice("node", name, names)

@@ -3,9 +3,10 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -35,6 +36,7 @@ default. Larger groups are less exact: on a layer of 256 inputs, 32 give 45.4 dB
 _EXPANDED_TYPES = {"i4": "int4", "u4": "int4", "i8": "int8", "u8": "int8"}
 """Type of stored weights, by OpenVINO's name of the type."""
 _HEAVY = {"Convolution", "Deconvolution", "FullyConnected", "MatMul", "ScaledDotProductAttention"}
+_LOOPS = {"Loop", "TensorIterator"}
 _FUSED = "Subgraph"
 _RUNTIME_KEYS = {"layerType", "originalLayersNames", "primitiveType", "runtimePrecision"}
 _PRECISION_NAMES = {"f32": "f32", "bf16": "bf16", "f16": "f16", "i8": "int8", "u8": "int8", "I8": "int8"}
@@ -127,8 +129,32 @@ def read_openvino_model(graph: Path, signature: Signature) -> Any:
             if node.get_type_name() == "MatMul":
                 _fold_transpose(node)
         model.validate_nodes_and_infer_types()
+        if any(_bodies(model)):
+            model = _with_own_constants(core, model)
     model.set_rt_info(json.dumps({name: list(axes) for name, axes in signature.inputs.items()}), list(AXES_KEY))
     return model
+
+
+def _with_own_constants(core: Any, model: Any) -> Any:
+    """Return a copy of a model whose branches and loop bodies have constants of their own.
+
+    OpenVINO's reader of ONNX files shares the constants among all of them, and NNCF then fails with "Could not find a
+    node". The format .xml stores the constants of each body by themselves.
+    """
+    with TemporaryDirectory(prefix="stillhouse-") as directory:
+        path = Path(directory) / f"model{OPENVINO_SUFFIX}"
+        require(_NAME).save_model(model, path, compress_to_fp16=False)
+        return core.read_model(path).clone()
+
+
+def map_bodies(model: Any, change: Callable[[Any], Any]) -> None:
+    """Replace each branch of If, and each loop body, by what `change` returns for it. `model` is changed in place."""
+    for node in model.get_ops():
+        if node.get_type_name() == "If":
+            for branch in range(2):
+                node.set_function(branch, change(node.get_function(branch)))
+        elif node.get_type_name() in _LOOPS:
+            node.set_function(change(node.get_function()))
 
 
 def save_openvino_model(model: Any, out: Path) -> None:
@@ -297,7 +323,7 @@ def _bodies(model: Any) -> Iterator[Any]:
     for node in model.get_ops():
         if node.get_type_name() == "If":
             yield from (node.get_function(branch) for branch in range(2))
-        elif node.get_type_name() in ("Loop", "TensorIterator"):
+        elif node.get_type_name() in _LOOPS:
             yield node.get_function()
 
 
@@ -317,14 +343,22 @@ def count_weight_types(model: Any) -> dict[str, int]:
     """Count the weights that an OpenVINO model stores as integers and expands before use, by type: int4, int8.
 
     Weights are the constants that are converted and then scaled, or shifted by zero points and scaled. The zero points
-    themselves are not counted, and neither are weights in branches and loop bodies.
+    themselves are not counted. Weights in branches and loop bodies are.
     """
     counts: Counter[str] = Counter()
+    for body in _bodies(model):
+        counts.update(count_weight_types(body))
     for node in model.get_ops():
         kind = node.get_element_type().to_string() if node.get_type_name() == "Constant" else ""
         if kind in _EXPANDED_TYPES and any(map(_is_scaled, _readers(node))):
             counts[_EXPANDED_TYPES[kind]] += 1
     return dict(sorted(counts.items()))
+
+
+def has_quantization_ranges(model: Any) -> bool:
+    """Return whether an OpenVINO model, or a branch or loop body in it, rounds a tensor (has a FakeQuantize)."""
+    kinds = {node.get_type_name() for node in model.get_ops()}
+    return "FakeQuantize" in kinds or any(map(has_quantization_ranges, _bodies(model)))
 
 
 def _is_scaled(place: Any) -> bool:

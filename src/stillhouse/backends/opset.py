@@ -25,8 +25,8 @@ from stillhouse.errors import InvalidRequest
 
 _STANDARD = ("", "ai.onnx")
 _LEAST_SQNR = 90.0
-"""Least ratio of signal to noise, in decibels, of a converted graph. float32 has 24 bits, which are 144 dB; a conversion
-that keeps the meaning may change the order of sums, and so the last bits."""
+"""Least ratio of signal to noise, in decibels, of a converted graph. float32 has 24 bits, which are 144 dB. A right
+conversion may change the order of sums, and so the last bits."""
 _HIDDEN_BYTES = 1024
 """Size of the smallest weights that are hidden from the converter, which reads small constants, such as axes."""
 
@@ -49,7 +49,7 @@ def with_opset(graph: Path, minimum: int, feeds: Sequence[Mapping[str, NDArray[A
         PipelineError, BackendFailed: the graph cannot be read or run.
     """
     version = standard_opset(load_graph(graph))
-    if version >= minimum:
+    if version >= minimum or version == 0:  # 0: the graph has no standard operators, so there is nothing to convert
         yield graph
         return
     if not feeds:

@@ -42,12 +42,15 @@ class QdqRewriter:
     Args:
         constants: constants of the graph by name; new constants are added.
         quant_type: format of the operands that `add_static` uses.
+        scope: end of the names of new tensors that `add_dynamic` adds. Graphs inside a graph need different ends, since
+            all of them may quantise the same tensor of the outer graph.
     """
 
-    def __init__(self, constants: dict[str, Constant], quant_type: QuantType = "uint8") -> None:
+    def __init__(self, constants: dict[str, Constant], quant_type: QuantType = "uint8", scope: str = "") -> None:
         self.nodes: list[Node] = []
         self.constants = constants
         self._quant_type = quant_type
+        self._scope = scope
         self._rounded: dict[str, str] = {}
         self._dynamic_inputs: dict[str, tuple[str, str, str]] = {}
 
@@ -97,6 +100,7 @@ class QdqRewriter:
         """
         source, weights, *bias = node.input
         name, result, axis = node_name(node), node.output[0], output_axis(node)
+        prefix = f"{name}{self._scope}"
         constant = self.constants[weights]
         if node.op_type == "Gemm" and axis == 0:
             constant, axis = constant.transpose((1, 0)), 1
@@ -104,10 +108,11 @@ class QdqRewriter:
         scale = _scales(values, axis, _LARGEST[weight_type])
         channels = (-1, *[1] * (values.ndim - 2)) if node.op_type == "Conv" else (-1,)
         integers = self._constant(
-            f"{name}.weights", _round_to_integers(values, scale, axis, _LARGEST[weight_type], zero).astype(weight_type)
+            f"{prefix}.weights",
+            _round_to_integers(values, scale, axis, _LARGEST[weight_type], zero).astype(weight_type),
         )
-        scales = self._constant(f"{name}.scales", scale.reshape(channels))
-        zeros = self._constant(f"{weight_type}.zero", np.array(zero, weight_type))
+        scales = self._constant(f"{prefix}.scales", scale.reshape(channels))
+        zeros = self._constant(f"{weight_type}.zero{self._scope}", np.array(zero, weight_type))
         rounded, step, start = self._dynamic_input(source)
         operator = "ConvInteger" if node.op_type == "Conv" else "MatMulInteger"
         steps = [f"{result}.{part}" for part in ("sum", "float", "unit", "product")]
@@ -119,7 +124,7 @@ class QdqRewriter:
         self._add("Mul", [step, scales], steps[2])
         self._add("Mul", [steps[1], steps[2]], last)
         if bias:
-            added = self._constant(f"{name}.bias", self.constants[bias[0]].read().reshape(channels))
+            added = self._constant(f"{prefix}.bias", self.constants[bias[0]].read().reshape(channels))
             self._add("Add", [last, added], result)
 
     def _quantized_input(self, name: str, ranges: Ranges) -> str:
@@ -166,7 +171,8 @@ class QdqRewriter:
         The first call for a tensor appends the operator that measures the tensor's range and quantises the tensor.
         """
         if name not in self._dynamic_inputs:
-            self._dynamic_inputs[name] = (f"{name}.taken", f"{name}.taken.scale", f"{name}.taken.zero")
+            taken = f"{name}.taken{self._scope}"
+            self._dynamic_inputs[name] = (taken, f"{taken}.scale", f"{taken}.zero")
             self.nodes.append(
                 require("onnx.helper").make_node("DynamicQuantizeLinear", [name], list(self._dynamic_inputs[name]))
             )

@@ -24,17 +24,19 @@ from numpy.typing import NDArray
 
 from stillhouse.backends import openvino, ort
 from stillhouse.backends.graph import load_graph
-from stillhouse.backends.inner_graphs import iterate_nodes
+from stillhouse.backends.inner_graphs import iterate_graphs, iterate_nodes
 from stillhouse.backends.onnx_edit import (
     COMPUTE_OPS,
     Constant,
     Model,
     Node,
     check_node_names,
+    inner_constants,
     load_with_constants,
     node_name,
     save_with_constants,
     set_repeated,
+    store_inner_constants,
 )
 from stillhouse.backends.opset import set_standard_opset, standard_opset, with_opset
 from stillhouse.backends.qdq import QUANT_TYPES, WEIGHT_TYPES, QdqRewriter, QuantType, Ranges, WeightType, output_axis
@@ -116,8 +118,8 @@ def quantize_dynamic(
 ) -> None:
     """Write a graph with integer products whose input ranges are measured at run time.
 
-    No recorded inputs are needed. The range of a tensor is measured over the whole batch, so the result of a row
-    depends on the other rows.
+    No recorded inputs are needed, and nodes in the branches of If and the bodies of Loop are quantised, too. The range
+    of a tensor is measured over the whole batch, so the result of a row depends on the other rows.
 
     Args:
         graph: an ONNX file with float32 weights, or half precision weights that are cast to float32.
@@ -148,14 +150,24 @@ def _quantize_dynamic(
 ) -> None:
     """Do as `quantize_dynamic` with a graph of opset 13 or later."""
     model, constants = load_with_constants(graph)
-    heavy = _quantizable_nodes(graph, model, constants, keep, operators)
-    rewriter, quantised = QdqRewriter(constants), {node_name(node) for node in heavy}
-    for node in list(model.graph.node):
-        if node_name(node) in quantised:
-            rewriter.add_dynamic(node, weights)
-        else:
-            rewriter.nodes.append(node)
-    set_repeated(model.graph.node, rewriter.nodes)
+    excluded = check_node_names(keep, model)
+    count = 0
+    # Inner graphs come first, since the rewriter of the outer graph copies the nodes that hold them.
+    for depth, part in reversed(list(enumerate(iterate_graphs(model.graph)))):
+        known = {**constants, **inner_constants(part)} if depth else constants
+        scope = f".{depth}" if depth else ""
+        rewriter, quantised = QdqRewriter(known, scope=scope), _heavy_nodes(part, known, excluded, operators)
+        count += len(quantised)
+        for node in list(part.node):
+            if node_name(node) in quantised:
+                rewriter.add_dynamic(node, weights)
+            else:
+                rewriter.nodes.append(node)
+        set_repeated(part.node, rewriter.nodes)
+        if depth:
+            store_inner_constants(part, {name: known[name] for name in known.keys() - constants.keys()})
+    if not count:
+        raise _nothing_to_quantise(graph, operators)
     save_with_constants(model, constants, out)
 
 
@@ -175,25 +187,40 @@ def quantize_openvino(graph: Path, out: Path, feeds: Feeds, *, keep: Collection[
 
     Raises:
         RuntimeMissing: nncf or openvino is not installed.
-        InvalidRequest: `feeds` is empty, `keep` has an unknown name, or `out` does not end in .xml.
+        InvalidRequest: `feeds` is empty, `keep` has an unknown name, `out` does not end in .xml, or no node can be
+            quantised.
         PipelineError, BackendFailed: the graph cannot be read or quantised.
     """
     _check_feeds(feeds)
     with _nncf(graph, out, keep) as (nncf, model, ignored):
         advanced = require("nncf.quantization.advanced_parameters")
         ranges = require("nncf.quantization.range_estimator").RangeEstimatorParametersSet
-        quantised = nncf.quantize(
-            model,
-            nncf.Dataset([dict(feed) for feed in feeds]),
-            subset_size=len(feeds),
-            model_type=nncf.ModelType.TRANSFORMER,
-            ignored_scope=ignored,
-            advanced_parameters=advanced.AdvancedQuantizationParameters(
-                activations_range_estimator_params=ranges.MINMAX,
-                disable_bias_correction=True,  # bias correction is slow, and gains only 0.1 dB (on the Shapes denoiser)
-                overflow_fix=advanced.OverflowFix.ENABLE,
-                smooth_quant_alphas=advanced.AdvancedSmoothQuantParameters(convolution=0.5, matmul=0.5),
-            ),
+        parameters = advanced.AdvancedQuantizationParameters(
+            activations_range_estimator_params=ranges.MINMAX,
+            disable_bias_correction=True,  # bias correction is slow, and gains only 0.1 dB (on the Shapes denoiser)
+            overflow_fix=advanced.OverflowFix.ENABLE,
+            smooth_quant_alphas=advanced.AdvancedSmoothQuantParameters(convolution=0.5, matmul=0.5),
+        )
+        try:
+            quantised = nncf.quantize(
+                model,
+                nncf.Dataset([dict(feed) for feed in feeds]),
+                subset_size=len(feeds),
+                model_type=nncf.ModelType.TRANSFORMER,
+                ignored_scope=ignored,
+                advanced_parameters=parameters,
+            )
+        except nncf.ValidationError as error:
+            if "dataset must not be empty" not in str(error):
+                raise
+            raise BackendFailed(
+                f"a branch of an If in {graph} is taken by none of the recorded inputs, so its ranges are unknown",
+                fix="record inputs that take every branch, or quantise the weights only",
+            ) from error
+    if not keep and not openvino.has_quantization_ranges(quantised):
+        raise InvalidRequest(
+            f"{graph} has nothing to quantise",
+            allowed="a convolution or matrix product with weights, outside of loops",
         )
     openvino.save_openvino_model(quantised, out)
 
@@ -227,7 +254,12 @@ def compress_openvino_weights(graph: Path, out: Path, *, bits: Literal[8, 4] = 8
                 group_size_fallback_mode=advanced.GroupSizeFallbackMode.ADJUST
             )
             options = {"mode": nncf.CompressWeightsMode.INT4_SYM, "group_size": 64, "advanced_parameters": adjust}
-        compressed = nncf.compress_weights(model, ignored_scope=ignored, **options)
+
+        def compress(part: Any) -> Any:
+            openvino.map_bodies(part, compress)
+            return nncf.compress_weights(part, ignored_scope=ignored, **options)
+
+        compressed = compress(model)
         if bits == 4 and "int4" not in openvino.count_weight_types(compressed):
             raise InvalidRequest(
                 f"no weight of {graph} can be stored in 4 bits: convolutions, the last layer and layers in `keep` stay "
@@ -293,13 +325,30 @@ def _quantizable_nodes(
     Raises:
         InvalidRequest: no node can be quantised, or `keep` has an unknown name.
     """
-    excluded = check_node_names(keep, model)
-    nodes = (node for node in model.graph.node if node.op_type in operators and node_name(node) not in excluded)
-    heavy = [node for node in nodes if _has_weights(node, constants)]
-    if not heavy:
-        allowed = f"a {' or '.join(operators)} with float32 weights that is not in `keep`"
-        raise InvalidRequest(f"{graph} has nothing to quantise", allowed=allowed)
-    return heavy
+    names = _heavy_nodes(model.graph, constants, check_node_names(keep, model), operators)
+    if not names:
+        raise _nothing_to_quantise(graph, operators)
+    return [node for node in model.graph.node if node_name(node) in names]
+
+
+def _heavy_nodes(
+    part: Any, constants: Mapping[str, Constant], excluded: Collection[str], operators: Collection[str]
+) -> set[str]:
+    """Return the names of the nodes to quantise in a GraphProto, without those in the graphs inside it.
+
+    Args:
+        part: a graph, or a graph inside of it.
+        constants: constants that its nodes may read, by name.
+        excluded: names of nodes that stay unchanged.
+        operators: operators to quantise.
+    """
+    nodes = (node for node in part.node if node.op_type in operators and node_name(node) not in excluded)
+    return {node_name(node) for node in nodes if _has_weights(node, constants)}
+
+
+def _nothing_to_quantise(graph: Path, operators: Collection[str]) -> InvalidRequest:
+    allowed = f"a {' or '.join(operators)} with float32 weights that is not in `keep`"
+    return InvalidRequest(f"{graph} has nothing to quantise", allowed=allowed)
 
 
 def _raise_opset(graph: Path, model: Model) -> None:
