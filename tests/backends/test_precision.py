@@ -229,3 +229,11 @@ def test_the_shapes_networks_take_half_of_the_space(name: str, tmp_path: Path) -
 def test_a_missing_graph_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="absent.onnx"):
         convert_to_float16(tmp_path / "absent.onnx", tmp_path / "half.onnx")
+
+
+def test_a_graph_that_would_stay_as_it_is_is_refused(tmp_path: Path) -> None:
+    """Else a candidate called f16 would be the original."""
+    graph = write_model(make_model([node("Relu", ["x"], ["y"])], [("x", ["n"])], [("y", ["n"])]), tmp_path / "m.onnx")
+    with pytest.raises(InvalidRequest, match="has nothing to convert to float16; allowed: a convolution"):
+        convert_to_float16(graph, tmp_path / "half.onnx")
+    assert not (tmp_path / "half.onnx").exists()

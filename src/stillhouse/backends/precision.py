@@ -24,6 +24,7 @@ from stillhouse.backends.onnx_edit import (
     set_repeated,
 )
 from stillhouse.backends.runtime import require, translate_errors
+from stillhouse.errors import InvalidRequest
 
 _FLOAT, _HALF = 1, 10  # TensorProto.FLOAT and FLOAT16 as numbers, so that onnx is imported only when it is needed
 _HALVES = "tensor(float16)"
@@ -56,7 +57,7 @@ def convert_to_float16(graph: Path, out: Path, *, keep: Collection[str] = ()) ->
         keep: names of nodes that stay in float32.
 
     Raises:
-        InvalidRequest: the graph has no node of a name in `keep`.
+        InvalidRequest: the graph has no node of a name in `keep`, or no node that can be converted.
         PipelineError: the graph cannot be read.
         RuntimeMissing: onnx is not installed.
 
@@ -70,6 +71,11 @@ def convert_to_float16(graph: Path, out: Path, *, keep: Collection[str] = ()) ->
     )
     for node in list(model.graph.node):
         rewriter.add_node(node, stays_float32=node_name(node) in float32_nodes)
+    if not keep and not rewriter.has_converted:
+        raise InvalidRequest(
+            f"{graph} has nothing to convert to float16",
+            allowed="a convolution, matrix product or embedding table in float32, outside of branches and loops",
+        )
     set_repeated(model.graph.node, rewriter.nodes)
     del model.graph.value_info[:]
     save_with_constants(model, constants, out)
@@ -102,6 +108,11 @@ class _Float16Rewriter:
         self._float16_outputs: set[str] = set()
         self._halves: dict[str, str] = {}
         self._floats: dict[str, str] = {}
+
+    @property
+    def has_converted(self) -> bool:
+        """Whether the outputs of any node were converted to float16."""
+        return bool(self._float16_outputs)
 
     def add_node(self, node: Node, *, stays_float32: bool) -> None:
         """Append a node, converted to float16 where possible, and the casts that its inputs and outputs need.
