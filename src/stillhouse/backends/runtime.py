@@ -29,7 +29,8 @@ OUT_OF_MEMORY_FIX = (
 # An error of OpenVINO begins with lines such as these, which name OpenVINO's own source files. These lines are skipped,
 # so that users see the line with the cause.
 _PREAMBLE = re.compile(
-    r"Exception from |Check '.*' failed at |-- .* with a message:$|While validating ONNX node .*: Check |Loading input model|FrontEnd API failed|Model wasn't fully|Summary:|$"
+    r"Exception from |Check '.*' failed at |-- .* with a message:$|While validating ONNX node .*: Check |"
+    r"Loading input model|FrontEnd API failed|Model wasn't fully|Summary:|$"
 )
 _ORT_CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 
