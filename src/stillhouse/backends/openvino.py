@@ -383,7 +383,7 @@ def _spec(name: str, port: Any, per_row: bool) -> TensorSpec:
 
 
 def candidates(context: CandidateContext) -> Iterator[CandidateSpec]:
-    """Yield the configurations of OpenVINO that `stillhouse accelerate` measures."""
+    """Yield the configurations of OpenVINO that `stillhouse accelerate` measures, the likeliest to be fast first."""
 
     def spec(recipe: str = "f32", precision: str = "f32", **options: str) -> CandidateSpec:
         return CandidateSpec(recipe, precision, options, _RANK)
@@ -392,30 +392,28 @@ def candidates(context: CandidateContext) -> Iterator[CandidateSpec]:
     if context.cost == "low":
         yield spec(shapes="static")
         return
-    yield spec(**streams)
-    yield spec(precision="bf16", **streams)
     yield spec(precision="bf16", shapes="static")
+    yield spec(shapes="static")
+    if context.cost == "high" or context.role == "decoder":
+        yield spec("int8-static", shapes="static")
+        yield spec("int8-static", precision="bf16", shapes="static")
+    yield spec(precision="bf16", **streams)
+    yield spec(**streams)
     if context.cost == "high":
         yield spec("int8-static", precision="bf16", **streams)
         yield spec("int8-static", **streams)
-        yield spec("int8-static", shapes="static")
-        yield spec("int8-static", precision="bf16", shapes="static")
-        yield spec("int8-weights", shapes="static")
-        yield spec("int8-weights", shapes="static", dynamic_quantization="1")
-    yield spec(shapes="static")
     yield spec()
     if context.has_integer_weights:
         yield spec(shapes="static", dynamic_quantization="1")
     if context.cost == "high":
-        yield spec("int4-weights", shapes="static")
-        yield spec("int4-weights", shapes="static", dynamic_quantization="1")
-        yield spec(precision="f16", shapes="static")
         if context.threads > 1:
             yield spec(shapes="static", threads="1")
-    if context.role == "decoder":
-        yield spec("int8-static", shapes="static")
-        if context.decoder_side:
-            yield spec(tile=str(context.decoder_side // 2))
+        for recipe in ("int8-weights", "int4-weights"):
+            yield spec(recipe, shapes="static")
+            yield spec(recipe, shapes="static", dynamic_quantization="1")
+        yield spec(precision="f16", shapes="static")
+    if context.role == "decoder" and context.decoder_side:
+        yield spec(tile=str(context.decoder_side // 2))
 
 
 def _build_int8(graph: Path, out: Path, feeds: Sequence[Mapping[str, NDArray[Any]]], keep: Sequence[str]) -> None:
