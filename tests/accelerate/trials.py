@@ -12,14 +12,14 @@ from stillhouse.measure.machine import Machine
 MACHINE = Machine("Some Processor", 2, 24 << 30, ("avx2",), "Linux x86_64", "3.11")
 
 
-def make_trial(name: str, ratio: float = 1.0, sqnr: float = 60.0, status: Status = "accepted", **fields: Any) -> Trial:
-    """Return a trial whose candidate has the backend `name` and the speed-up `ratio`."""
+def make_trial(name: str, speed: float = 1.0, sqnr: float = 60.0, status: Status = "accepted", **fields: Any) -> Trial:
+    """Return a trial whose candidate has the backend `name` and the speed-up `speed`."""
     component = fields.pop("component", "denoiser")
     candidate = fields.pop("candidate", Candidate(component, name))
     defaults: dict[str, Any] = {
         "fidelity": {"noise 0.9": Fidelity(sqnr, 1.0, 0.0, 0.0)},
-        "ratio": Ratio(ratio, 0.95 * ratio, 1.05 * ratio),
-        "seconds": Timing(1 / ratio, 1.2 / ratio, 0.9 / ratio, 10),
+        "ratio": Ratio(speed, 0.95 * speed, 1.05 * speed),
+        "seconds": Timing(1 / speed, 1.2 / speed, 0.9 / speed, 10),
     }
     return Trial(candidate, status, **{**defaults, **fields})
 

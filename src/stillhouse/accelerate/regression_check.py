@@ -162,11 +162,11 @@ def _check_pipeline(directory: Path, report: Report, threads: int | None) -> Reg
         processes = PipelineProcesses(state, manifest, directory / TRIALS / PIPELINE / RECHECK_FOLDER, stack)
         try:
             step_cache = make_step_cache(directory, chosen)
-            is_open = processes.open(BASELINE_PIPELINE, f32_components(directory), manifest.defaults) and (
-                processes.open_student(recorded.candidate)
-                if recorded.candidate.recipe == DISTILLED
-                else processes.open(CHOSEN_PIPELINE, chosen, defaults, step_cache)
-            )
+            is_open = processes.open(BASELINE_PIPELINE, f32_components(directory), manifest.defaults)
+            if is_open and recorded.candidate.recipe == DISTILLED:
+                is_open = processes.open_student(recorded.candidate)
+            elif is_open and recorded.candidate != BASELINE_PIPELINE:
+                is_open = processes.open(CHOSEN_PIPELINE, chosen, defaults, step_cache)
             if is_open:
                 measured = _time_against_baseline(
                     processes, recorded.candidate, processes.evaluate(recorded.candidate, SCREENING_PICTURES)

@@ -9,7 +9,7 @@ from stillhouse.accelerate.options import AccelerateOptions, resolve_memory_limi
 from stillhouse.accelerate.records.candidate import Candidate
 from stillhouse.accelerate.records.report import Report
 from stillhouse.accelerate.records.trial import Trial
-from stillhouse.accelerate.selection.choose import choose_trials
+from stillhouse.accelerate.selection.choose import choose_networks, choose_trials
 from stillhouse.accelerate.workspace import Workspace
 
 _TRIALS_SHARE = 0.95
@@ -114,6 +114,10 @@ class SweepState:
         """Add seconds to the duration that the report has for an activity, such as measuring."""
         total = self.report.activities.get(activity, 0.0) + seconds
         self.report = replace(self.report, activities={**self.report.activities, activity: total})
+
+    def chosen_networks(self) -> Report:
+        """Return a copy of the report that chooses the best candidate of each network by itself, and no pipeline."""
+        return choose_networks(self.report, self.options.goal, self.report.bounds)
 
     def save_report(self, report: Report) -> None:
         """Replace the report in memory. A subclass may also write the report to a file."""

@@ -13,11 +13,12 @@ from stillhouse.accelerate.records.report import Bounds, Report
 from stillhouse.accelerate.search.pipeline_processes import BASELINE_PIPELINE, CHOSEN_PIPELINE, OPENVINO_PIPELINE
 from stillhouse.accelerate.search.pipeline_search import search_pipelines
 from stillhouse.accelerate.selection.apply import apply_choice, remove_leftovers
-from stillhouse.accelerate.selection.choose import choose_trials
+from stillhouse.accelerate.selection.choose import choose_networks, choose_trials
+from stillhouse.accelerate.selection.gain import beats_baseline
 from stillhouse.accelerate.state import SweepState
 from stillhouse.accelerate.sweep import run_sweep
 from stillhouse.accelerate.views.write_reports import write_reports
-from stillhouse.accelerate.workspace import original_components, original_manifest, prepare_workspace
+from stillhouse.accelerate.workspace import f32_components, original_components, original_manifest, prepare_workspace
 from stillhouse.images.files import read_picture
 from stillhouse.measure.clock import Timing
 from stillhouse.pipelines.load import find_pipeline, load
@@ -61,10 +62,11 @@ def test_every_way_to_walk_is_compared_with_the_plain_loop(swept: tuple[Path, Re
     _, report = swept
     chosen = report.trial(PIPELINE, CHOSEN_PIPELINE.key)
     assert chosen.status == "accepted" and chosen.pictures
-    is_other_engine = report.trial("denoiser", report.chosen["denoiser"]).candidate.backend != "onnxruntime"
+    is_other_engine = report.trial("denoiser", report.evaluated_with["denoiser"]).candidate.backend != "onnxruntime"
     assert chosen.pictures.count >= 8 and (chosen.pictures.psnr < 99) == is_other_engine
+    assert report.evaluated_with == choose_networks(report, "latency", report.bounds).chosen
     networks = {name: key for name, key in report.chosen.items() if name != PIPELINE}
-    assert report.evaluated_with == networks
+    assert report.chosen == report.baselines or networks == report.evaluated_with
 
 
 def test_no_process_is_left_to_the_defaults_that_an_earlier_sweep_may_have_chosen(swept: tuple[Path, Report]) -> None:
@@ -86,7 +88,7 @@ def test_networks_that_fail_together_are_not_chosen(swept: tuple[Path, Report]) 
     ]
     strict = choose_trials(replace(report, trials=tuple(blurred)), "latency", report.bounds)
     assert "20.0 dB is below" in strict.trial(PIPELINE, CHOSEN_PIPELINE.key).reason
-    assert not strict.chosen
+    assert strict.chosen == strict.baselines, "the whole original pipeline"
 
 
 def test_the_result_draws_and_is_sealed(swept: tuple[Path, Report]) -> None:
@@ -103,13 +105,24 @@ def test_choosing_again_moves_the_manifest_and_back(swept: tuple[Path, Report]) 
     directory, report = swept
     strict = choose_trials(report, "memory", Bounds())
     apply_choice(directory, strict)
-    minimum = min(
-        trial.peak_bytes for trial in report.trials_of("denoiser") if trial.status == "accepted" and trial.peak_bytes
-    )
-    assert strict.trial("denoiser", strict.chosen["denoiser"]).peak_bytes == minimum
+    baseline = strict.trial(PIPELINE, BASELINE_PIPELINE.key)
+    if any(beats_baseline(trial, baseline, "memory") for trial in strict.trials_of(PIPELINE)):
+        chosen = strict.trial(PIPELINE, strict.chosen[PIPELINE]).peak_bytes
+        assert chosen and baseline.peak_bytes and chosen < baseline.peak_bytes
+        assert strict.chosen.items() >= strict.evaluated_with.items()
+    else:
+        assert strict.chosen == strict.baselines
+        written, original = read_manifest(directory).components, f32_components(directory)
+        assert {name: (item.graph, item.backend, item.precision) for name, item in written.items()} == {
+            name: (item.graph, item.backend, item.precision) for name, item in original.items()
+        }
+        assert read_manifest(directory).defaults == original_manifest(directory).defaults
     read_manifest(directory, verify=True)
     apply_choice(directory, report)
-    assert read_manifest(directory).components["text_encoder"] == original_components(directory)["text_encoder"]
+    expected = original_components(directory)["text_encoder"]
+    if report.chosen == report.baselines:  # the whole original pipeline, as it was measured
+        expected = replace(f32_components(directory)["text_encoder"], threads=report.threads)
+    assert read_manifest(directory).components["text_encoder"] == expected
 
 
 def test_what_is_shown_lies_beside_the_report(swept: tuple[Path, Report]) -> None:

@@ -13,7 +13,7 @@ from stillhouse.accelerate.records.report import REPORT_FILE, Report
 from stillhouse.accelerate.records.trial import BUDGET_ENDED
 from stillhouse.accelerate.search.sampling_variants import variant_candidate
 from stillhouse.accelerate.selection.apply import apply_choice, remove_leftovers, restore_original
-from stillhouse.accelerate.workspace import original_manifest, prepare_workspace
+from stillhouse.accelerate.workspace import f32_components, original_manifest, prepare_workspace
 from stillhouse.pipelines.manifest import TRIALS, read_manifest
 from tests.accelerate.trials import make_report, make_trial
 
@@ -95,6 +95,17 @@ def test_a_choice_goes_with_the_next_best_ones_and_the_baseline(swept: Path) -> 
             "feed/sample": [0.0, 0.0],
             "want/out_sample": [1.0, 1.0],
         }
+
+
+def test_where_the_plain_loop_stays_the_whole_original_pipeline_is_written(swept: Path) -> None:
+    """It is what was measured: the original graphs on onnxruntime in float32, also of networks without candidates."""
+    plain = make_trial("", candidate=Candidate(PIPELINE, "onnxruntime", "baseline"))
+    baselines = {"denoiser": BASELINE.key, PIPELINE: plain.candidate.key}
+    trials = (make_trial("", candidate=BASELINE), make_trial("", 5.0, candidate=OTHER), plain)
+    apply_choice(swept, make_report(*trials, baselines=baselines, chosen=baselines))
+    manifest = read_manifest(swept, verify=True)
+    assert manifest.components == f32_components(swept)
+    assert manifest.defaults == original_manifest(swept).defaults
 
 
 @pytest.mark.parametrize("interval", [1, 2])

@@ -16,10 +16,13 @@ GRAPH_RECIPES = ("f16", "fp8-static", "int8-static", "int8-dynamic", "uint8-dyna
 DISTILLED = "distilled"
 """Recipe name of candidates that take a distilled student's networks: its decoder only, or the whole pipeline."""
 
+SAMPLING = "sampling"
+"""Recipe name of pipeline candidates that run the chosen networks with other sampling options."""
+
 BATCH_DEPENDENT = "its quantization scale spans the batch, so a picture would depend on the other pictures in the batch"
 """Reason that the report gives for rejecting a pipeline's quantized network that computes one scale for a whole batch.
 """
-_OTHER_RECIPES = ("f32", DISTILLED, "sampling", "baseline")
+_OTHER_RECIPES = ("f32", DISTILLED, SAMPLING, "baseline")
 """Recipe names of candidates that open an existing graph, so that no graph is built."""
 
 

@@ -208,6 +208,7 @@ class PipelineProcesses:
             "accepted",
             pictures=pictures,
             seconds=comparison.candidate,
+            baseline_seconds=comparison.baseline,
             ratio=comparison.ratio,
             peak_bytes=self.peaks[self._process_key(candidate)],
         )

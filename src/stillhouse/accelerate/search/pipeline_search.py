@@ -251,7 +251,7 @@ class _PipelineSearch:
 
     def _matches_baseline(self) -> bool:
         """Open the pipeline of the networks chosen so far, and return whether its pictures are accepted."""
-        directory, report = self.sweep.workspace.directory, self.sweep.chosen_report()
+        directory, report = self.sweep.workspace.directory, self.sweep.chosen_networks()
         chosen = chosen_components(directory, report)
         step_cache = make_step_cache(directory, chosen)
         self.can_cache = step_cache is not None

@@ -20,7 +20,7 @@ from stillhouse.accelerate.records.trial import Trial
 from stillhouse.accelerate.search.sampling_variants import apply_variant
 from stillhouse.accelerate.search.students import STUDENTS_FOLDER, prefix_paths, read_student_manifest
 from stillhouse.accelerate.selection.choose import pareto_front
-from stillhouse.accelerate.workspace import original_components, original_manifest
+from stillhouse.accelerate.workspace import f32_components, original_components, original_manifest
 from stillhouse.backends.deepcache_split import split_denoiser
 from stillhouse.errors import PipelineError, RuntimeMissing
 from stillhouse.pipelines.manifest import MANIFEST, TRIALS, Component, Defaults, StepCache, Tuned, write_manifest
@@ -129,14 +129,24 @@ def _write_verify_file(path: Path, probes: Path, outputs: Path) -> None:
 def chosen_components(directory: Path, report: Report) -> dict[str, Component]:
     """Return the chosen networks of a working directory's pipeline by name, as manifest components.
 
-    Where the report chooses no candidate for a network, the original network is returned.
+    Where the report chooses no candidate for a network, the original network is returned. Where the report chooses the
+    baseline of the whole pipeline, all networks are as in this baseline: the original graphs on onnxruntime in float32.
     """
+    if keeps_original_pipeline(report):
+        return {
+            name: replace(component, threads=report.threads) for name, component in f32_components(directory).items()
+        }
     components = original_components(directory)
     for name, component in components.items():
         key = report.chosen.get(name)
         if key:
             components[name] = _chosen_component(report.trial(name, key), component, report.threads)
     return components
+
+
+def keeps_original_pipeline(report: Report) -> bool:
+    """Return whether the report chooses the baseline of the whole pipeline, because no measured pipeline is better."""
+    return PIPELINE in report.chosen and report.chosen[PIPELINE] == report.baselines.get(PIPELINE)
 
 
 def chosen_defaults(directory: Path, report: Report) -> Defaults:

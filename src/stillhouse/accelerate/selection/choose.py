@@ -1,19 +1,19 @@
-"""The choice of the best measured candidate (backend, precision, options) within the bounds, from a report's values."""
+"""The choice of the best measured candidate (backend, precision, options) within the bounds, from a report's values.
 
-import math
+The baseline stays the choice unless a candidate is better for the goal beyond doubt.
+"""
+
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
-from stillhouse.accelerate.evaluation.accuracy import is_visually_exact, judge_trial
-from stillhouse.accelerate.evaluation.batch_scaling import CPU_BATCH_SIZES
-from stillhouse.accelerate.records.candidate import PIPELINE
+from stillhouse.accelerate.evaluation.accuracy import find_violation, is_visually_exact, judge_trial
+from stillhouse.accelerate.records.candidate import PIPELINE, SAMPLING
 from stillhouse.accelerate.records.report import Bounds, Goal, Report
 from stillhouse.accelerate.records.trial import Trial
+from stillhouse.accelerate.selection.gain import beats_baseline, best_batch, rounded_peak
 
 _TIE_MARGIN = 0.03
 """Share of the highest speed-up by which a candidate may be slower and still count as equally fast."""
-_MEMORY_TIE_BYTES = 64 << 20
-"""Peak memory of whole pipelines is rounded up to a multiple of these bytes before pipelines are compared."""
 
 
 def judge_trials(trials: Iterable[Trial], bounds: Bounds) -> tuple[Trial, ...]:
@@ -27,34 +27,80 @@ def judge_trials(trials: Iterable[Trial], bounds: Bounds) -> tuple[Trial, ...]:
 def choose_trials(report: Report, goal: Goal, bounds: Bounds) -> Report:
     """Return a copy of a report with verdicts on all candidates and a choice, for a goal and bounds.
 
-    Nothing is chosen where pictures of the networks that would be chosen were measured and not accepted.
+    A candidate replaces the baseline of its component only where it is better for the goal beyond doubt, see
+    `beats_baseline`. Otherwise the baseline is the choice. Components without a baseline have no choice.
+
+    Where whole pictures were measured, these decide: a chosen pipeline comes with the networks that it was measured
+    with. If no pipeline is better than the original one, the whole original pipeline is the choice, and every network
+    keeps its original.
     """
-    trials = judge_trials(report.trials, bounds)
-    decided = replace(report, trials=trials, goal=goal, bounds=bounds)
-    components = dict.fromkeys(trial.candidate.component for trial in trials)
+    decided = choose_networks(report, goal, bounds)
+    baseline = _baseline_trial(decided, PIPELINE)
+    pipelines = [trial for trial in decided.trials_of(PIPELINE) if trial.candidate.recipe != "baseline"]
+    if baseline is None or not any(trial.status in ("accepted", "rejected", "failed") for trial in pipelines):
+        return decided
+    best = choose_trial(_with_accepted_networks(decided, pipelines), baseline, goal, bounds)
+    if best is None:
+        return replace(decided, chosen={})
+    if best is baseline:
+        return replace(decided, chosen=dict(decided.baselines))
+    networks = {**decided.chosen, **(decided.evaluated_with if best.candidate.recipe == SAMPLING else {})}
+    return replace(decided, chosen={**networks, PIPELINE: best.candidate.key})
+
+
+def choose_networks(report: Report, goal: Goal, bounds: Bounds) -> Report:
+    """Return a copy of a report with verdicts on all candidates and a choice for each network by itself.
+
+    Whole pipelines are judged, but not chosen: the search for the best pipeline begins with these networks.
+    """
+    decided = replace(report, trials=judge_trials(report.trials, bounds), goal=goal, bounds=bounds)
     chosen = {}
-    for component in components:
-        # The recipe "baseline" marks measurements of the original pipeline, which are references and cannot be chosen.
-        eligible = [trial for trial in decided.trials_of(component) if trial.candidate.recipe != "baseline"]
-        if report.exact_only and component != PIPELINE:
-            eligible = [trial for trial in eligible if is_visually_exact(trial)]
-        best = best_trial(eligible, goal)
-        if best:
+    for component in dict.fromkeys(trial.candidate.component for trial in decided.trials):
+        baseline = _baseline_trial(decided, component)
+        if component == PIPELINE or baseline is None:
+            continue
+        trials = decided.trials_of(component)
+        if report.exact_only:
+            trials = tuple(trial for trial in trials if is_visually_exact(trial))
+        if best := choose_trial(trials, baseline, goal, bounds):
             chosen[component] = best.candidate.key
-    return replace(decided, chosen={} if _fails_together(decided, chosen) else chosen)
+    return replace(decided, chosen=chosen)
 
 
-def _fails_together(report: Report, chosen: Mapping[str, str]) -> bool:
-    """Return whether pictures were generated with exactly the chosen networks, but were not accepted.
+def choose_trial(trials: Iterable[Trial], baseline: Trial, goal: Goal, bounds: Bounds) -> Trial | None:
+    """Return the trial of the best accepted candidate that beats the baseline for a goal, else the baseline.
+
+    Where the baseline itself violates a bound, candidates need not beat it: the best accepted one is returned, or None
+    if there is none.
 
     Args:
-        report: report with the measurements of whole pipelines.
-        chosen: key of the chosen candidate by network.
+        trials: measurements of the candidates of one component, with verdicts.
+        baseline: measurements of the baseline of the component.
+        goal: what the choice optimizes.
+        bounds: limits on accuracy and memory.
     """
-    variants = [trial for trial in report.trials_of(PIPELINE) if trial.candidate.recipe == "sampling"]
-    measured = [trial for trial in variants if trial.status in ("accepted", "rejected", "failed")]
-    components = {name: key for name, key in chosen.items() if name != PIPELINE}
-    return bool(measured) and PIPELINE not in chosen and report.evaluated_with == components
+    others = [trial for trial in trials if trial.candidate != baseline.candidate]
+    if not keeps_bounds(baseline, bounds):
+        return best_trial(others, goal)
+    return best_trial((trial for trial in others if beats_baseline(trial, baseline, goal)), goal) or baseline
+
+
+def keeps_bounds(baseline: Trial, bounds: Bounds) -> bool:
+    """Return whether a baseline satisfies the bounds, so that it may be the choice."""
+    # Few pictures of the original pipeline are scored, too few for the bound min_score.
+    return baseline.status == "accepted" and not find_violation(baseline, replace(bounds, min_score=None))
+
+
+def _baseline_trial(report: Report, component: str) -> Trial | None:
+    key = report.baselines.get(component)
+    return next((trial for trial in report.trials_of(component) if trial.candidate.key == key), None)
+
+
+def _with_accepted_networks(report: Report, pipelines: Iterable[Trial]) -> list[Trial]:
+    """Return the pipelines whose networks are all accepted; a distilled student brings networks of its own."""
+    names = report.evaluated_with.items()
+    is_accepted = all(report.trial(name, key).status == "accepted" for name, key in names)
+    return [trial for trial in pipelines if is_accepted or trial.candidate.recipe != SAMPLING]
 
 
 def best_trial(trials: Iterable[Trial], goal: Goal) -> Trial | None:
@@ -111,23 +157,16 @@ def _latency(trial: Trial) -> float:
 
 
 def _throughput(trial: Trial) -> tuple[float, float]:
-    """Return a sort key for the goal throughput: seconds per row at the best batch size, then the inverse speed-up.
+    """Return a sort key for the goal throughput: seconds per sample at the best batch size, then the inverse speed-up.
 
-    Only batch sizes up to the largest of CPU_BATCH_SIZES count, because larger ones are timed on GPUs only. The second
-    value orders candidates that were not timed in batches.
+    The second value orders candidates that were not timed in batches.
     """
-    seconds = (row_seconds for rows, row_seconds in trial.batch.items() if int(rows) <= CPU_BATCH_SIZES[-1])
-    best = min(seconds, default=float("inf"))
-    return best, _latency(trial)
+    best = best_batch(trial)
+    return best[1] if best else float("inf"), _latency(trial)
 
 
 def _memory(trial: Trial) -> tuple[float, float]:
-    peak = float(trial.peak_bytes or float("inf"))
-    if trial.candidate.component == PIPELINE:
-        # The peak is rounded up to whole units of _MEMORY_TIE_BYTES, so that peaks that differ only by noise become
-        # equal: pipelines that differ only in sampling options run the same networks.
-        peak = math.ceil(peak / _MEMORY_TIE_BYTES) if math.isfinite(peak) else peak
-    return peak, _latency(trial)
+    return rounded_peak(trial), _latency(trial)
 
 
 _SORT_KEYS: Mapping[Goal, Callable[[Trial], float | tuple[float, float]]] = {
