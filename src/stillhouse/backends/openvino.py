@@ -71,7 +71,7 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
     axes = fix_axes(options.shapes, signature.inputs)
     with translate_errors(_NAME, graph, "open"):
         model = _read_model(core, graph, axes, options)
-        config = _config(options)
+        config = compile_properties(options)
         compiled = core.compile_model(model, _DEVICE, config)
         per_row = options.streams > 1
         inputs = tuple(_spec(name, compiled.input(name), per_row) for name in signature.inputs)
@@ -266,7 +266,8 @@ def _read_model(core: Any, graph: Path, axes: Mapping[str, Axes], options: Runne
     return model
 
 
-def _config(options: RunnerOptions) -> dict[str, Any]:
+def compile_properties(options: RunnerOptions) -> dict[str, Any]:
+    """Return the properties with which OpenVINO compiles a network, by name: precision, streams, threads and cache."""
     is_quantised = options.settings.get("dynamic_quantization") == "1"
     config: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",
