@@ -131,7 +131,7 @@ def run(arguments: Namespace) -> int:
         report = run_sweep(workspace, options, on_progress)
         files = write_reports(out, report)
         remove_leftovers(out, report)
-    print(format_report(report))
+    print(format_report(report, directory=out))
     print(f"{out}: {', '.join([*files, REPORT_FILE])}")
     if not report.finished:
         return INTERRUPTED

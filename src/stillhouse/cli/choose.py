@@ -29,5 +29,5 @@ def run(arguments: Namespace) -> int:
     apply_choice(arguments.directory, report)
     write_report(arguments.directory, report)
     write_reports(arguments.directory, report)
-    print(format_report(report))
+    print(format_report(report, directory=arguments.directory))
     return 0 if report.chosen else NOTHING_CHOSEN

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from stillhouse.accelerate.records.report import GOALS, Goal, Report
 from stillhouse.accelerate.views.formatting import printable
-from stillhouse.accelerate.views.report_page import render_report, write_report_page
+from stillhouse.accelerate.views.report_page import group_reasons, render_report, write_report_page
+from stillhouse.accelerate.views.rows import report_rows
 from stillhouse.accelerate.views.summary import headline
 from stillhouse.errors import InvalidRequest, RuntimeMissing
 from stillhouse.html.environment import STYLES
@@ -97,6 +98,38 @@ def test_every_candidate_its_figures_and_its_reason_are_there(text: str) -> None
         assert figure in content
 
 
+def test_the_first_words_say_what_won_by_how_much_and_at_what_price(text: str) -> None:
+    content = Page(text).text
+    words = ("7.03x as fast", "95 % interval 6.54 to 7.45", "512 ms instead of 3.60 s", "92.1 %", "590 MiB")
+    places = [content.index(word) for word in words]
+    assert places == sorted(places) and places[-1] < content.index("Use it") < content.index("Accepted candidates")
+    assert "It takes 590 MiB of memory, 130 MiB less than the baseline." in content
+    stays = Page(render_report(replace(pipeline_report(), chosen=pipeline_report().baselines), Path())).text
+    assert "The baseline stays: stillhouse sampling, networks baseline." in stays and "Before" not in stays
+    assert "x as fast" not in stays and "instead of" not in stays
+
+
+def test_warnings_come_before_the_result(tmp_path: Path) -> None:
+    content = Page(render_report(replace(pipeline_report(), warnings=("made-up <inputs>",)), tmp_path)).text
+    assert content.index("Warning: made-up <inputs>") < content.index("7.03x")
+
+
+def test_what_was_not_accepted_is_folded_and_grouped_by_reason() -> None:
+    first, *rest = network_report().trials
+    reasons = ("SQNR of 9.7 dB is below the bound of 20.0 dB", "SQNR of -3 dB is below the bound of 20.0 dB", "NaN")
+    rejected = [
+        replace(first, candidate=replace(first.candidate, options={"n": str(n)}), status="rejected", reason=reason)
+        for n, reason in enumerate(reasons)
+    ]
+    rows = report_rows(replace(network_report(), trials=(*rejected, *rest)), "network")
+    groups = group_reasons(rows)
+    assert list(groups) == ["rejected", "failed", "skipped", "excluded"]
+    assert sorted(row.reason for row in groups["rejected"][0].rows) == sorted(reasons[:2])
+    parsed = Page(render_report(replace(network_report(), trials=(*rejected, *rest)), Path()))
+    assert not any("open" in attributes for attributes in parsed.all("details"))
+    assert "rejected : 6 candidates, 5 reasons" in parsed.text and "and 1 alike" in parsed.text
+
+
 def test_machine_versions_load_and_probes_are_there(text: str) -> None:
     content = Page(text).text
     for fact in (
@@ -134,10 +167,13 @@ def test_any_text_is_told_as_it_is(words: str) -> None:
 
 def test_pictures_have_words_and_the_strips_their_prompts(text: str) -> None:
     images = Page(text).all("img")
-    assert len(images) == 3 + 3 * 2 * 3  # the baseline's, then three candidates with differences
+    # one picture before and after, then the baseline's, then three candidates with differences
+    assert len(images) == 2 + 3 + 3 * 2 * 3
     assert all(image["alt"] for image in images)
-    assert images[0]["alt"] == f"stillhouse sampling, networks baseline: {PROMPTS[0]}"
-    assert images[6]["alt"] == "difference from the baseline, 4 times amplified"
+    assert [image["alt"] for image in images[:2]] == [f"before: {PROMPTS[0]}", f"after: {PROMPTS[0]}"]
+    assert [image["src"] for image in images[:2]] == [images[2]["src"], images[5]["src"]]
+    assert images[2]["alt"] == f"stillhouse sampling, networks baseline: {PROMPTS[0]}"
+    assert images[8]["alt"] == "difference from the baseline, 4 times amplified"
 
 
 def test_a_missing_picture_is_told(tmp_path: Path) -> None:

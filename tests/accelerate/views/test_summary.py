@@ -8,8 +8,15 @@ import pytest
 from stillhouse.accelerate.records.candidate import PIPELINE, Candidate
 from stillhouse.accelerate.records.report import GOALS, Bounds, Report
 from stillhouse.accelerate.records.trial import Trial
-from stillhouse.accelerate.views.summary import headline, price_per_thousand, summary_component, summary_sentences
-from tests.accelerate.views.sweeps import network_report, pipeline_report
+from stillhouse.accelerate.views.summary import (
+    headline,
+    price_per_thousand,
+    summarise_report,
+    summary_component,
+    summary_sentences,
+)
+from stillhouse.measure.clock import Ratio
+from tests.accelerate.views.sweeps import MIB, example_timing, network_report, pipeline_report
 
 
 def changed(sweep: Report, component: str, **changes: Any) -> Report:
@@ -39,12 +46,74 @@ def test_each_goal_is_told_by_what_it_wants() -> None:
     assert headline(memory).startswith(
         "A picture takes 590 MiB of memory instead of 720 MiB, and is 7.03 times as fast"
     )
-    cost = replace(pipeline_report(), goal="cost", price=0.36, currency="EUR")
-    assert headline(cost).startswith("A thousand pictures cost 0.051 EUR instead of 0.36: 7.03 times as fast")
     # 3.6 s x 0.7 per picture compared with 0.512 s x 0.7, both at batch size 8
+    cost = replace(pipeline_report(), goal="cost", price=0.36, currency="EUR")
+    assert headline(cost) == (
+        "A thousand pictures cost 0.036 EUR at batch size 8 instead of 0.25: "
+        "7.03 times as many for the same price (95 % interval 6.54 to 7.45)."
+    )
     throughput = replace(pipeline_report(), goal="throughput")
-    expected = "Throughput is 2.79 pictures a second at batch size 8, instead of 0.40: 7.03 times as high."
-    assert headline(throughput) == expected
+    for unpriced in (throughput, replace(cost, price=None)):
+        assert headline(unpriced) == (
+            "Throughput is 2.79 pictures a second at batch size 8 instead of 0.40: "
+            "7.03 times as many (95 % interval 6.54 to 7.45)."
+        )
+
+
+@pytest.mark.parametrize(
+    ("goal", "expected"),
+    [
+        ("throughput", "A picture takes 512 ms instead of 3.60 s: 7.03 times as fast (95 % interval 6.54 to 7.45)."),
+        (
+            "cost",
+            "A thousand pictures cost 0.051 USD instead of 0.36: 7.03 times as fast (95 % interval 6.54 to 7.45).",
+        ),
+    ],
+)
+def test_what_was_not_timed_in_batches_is_told_by_one_call(goal: Any, expected: str) -> None:
+    sweep = replace(pipeline_report(), goal=goal, price=0.36)
+    assert headline(replace(sweep, trials=tuple(replace(trial, batch={}) for trial in sweep.trials))) == expected
+
+
+def test_medians_that_disagree_with_the_pairs_are_named_after_them() -> None:
+    """The machine was twice as fast for the candidate's later rounds: 34.6 ms by 16.2 ms is 2.14, not 3.11."""
+    paired = replace(example_timing(34.6), runs=18)
+    sweep = changed(
+        network_report(), "network", seconds=example_timing(16.2), ratio=Ratio(3.11, 2.9, 3.3), baseline_seconds=paired
+    )
+    assert headline(sweep) == (
+        "One call is 3.11 times as fast (95 % interval 2.90 to 3.30), by pairs of runs. "
+        "The medians, 16.2 ms and 34.6 ms of the baseline, have the ratio 2.14: the machine's speed drifted."
+    )
+
+
+def test_the_baselines_time_is_that_of_the_same_rounds() -> None:
+    sweep = changed(network_report(), "network", baseline_seconds=example_timing(90))
+    assert headline(sweep).startswith("One call takes 19.8 ms instead of 90.0 ms: 4.85 times as fast")
+
+
+def test_less_memory_at_less_speed_is_told_as_both() -> None:
+    sweep = changed(replace(pipeline_report(), goal="memory"), PIPELINE, ratio=Ratio(0.52, 0.5, 0.55))
+    expected = "A picture takes 590 MiB of memory instead of 720 MiB, at 0.52 times the speed (95 % interval 0.50 to"
+    assert headline(sweep).startswith(expected)
+
+
+def test_the_price_in_memory_is_told() -> None:
+    assert summarise_report(network_report()).price == "It takes 480 MiB of memory, 130 MiB less than the baseline."
+    for peak, words in ((1000, "390 MiB more than the baseline"), (608, "as much as the baseline within the noise")):
+        assert words in summarise_report(changed(network_report(), "network", peak_bytes=peak * MIB)).price
+
+
+def test_a_choice_that_only_keeps_the_bounds_is_no_gain() -> None:
+    sweep = changed(
+        replace(network_report(), bounds=Bounds(max_memory=500 * MIB)), "network", ratio=Ratio(0.9, 0.8, 1.1)
+    )
+    summary = summarise_report(sweep)
+    assert summary.outcome == "bounds" and summary.gain is None
+    assert summary.headline.startswith(
+        "Chosen: openvino f32, bf16, shapes static, streams 2, since the baseline violates"
+    )
+    assert "Its speed is 0.90x the baseline's (0.80 to 1.10)" in summary.headline
 
 
 @pytest.mark.parametrize("goal", ["throughput", "cost"])
@@ -95,8 +164,36 @@ def test_equal_results_are_told_as_equal() -> None:
 
 def test_where_the_baseline_stays_nothing_is_claimed() -> None:
     sweep = replace(pipeline_report(), chosen=pipeline_report().baselines)
-    assert headline(sweep).startswith("The baseline, stillhouse sampling, networks baseline, is kept: no accepted")
-    assert not any("PSNR" in sentence and "relative to" in sentence for sentence in summary_sentences(sweep))
+    assert headline(sweep) == "The baseline stays: stillhouse sampling, networks baseline.", "a better one is accepted"
+    doubtful = tuple(
+        replace(trial, ratio=Ratio(1.29, 0.77, 2.38)) if trial.candidate.component == PIPELINE else trial
+        for trial in sweep.trials
+    )
+    sweep = replace(sweep, trials=doubtful)
+    assert headline(sweep) == (
+        "The baseline stays: no accepted candidate is better than stillhouse sampling, networks baseline "
+        "for the goal latency beyond doubt."
+    )
+    sentences = summary_sentences(sweep)
+    assert not any("PSNR" in sentence and "relative to" in sentence for sentence in sentences)
+    assert sentences[0].startswith("The goal was the shortest time")
+    nearest = "The nearest candidate, stillhouse sampling, networks chosen, reached 1.29x the baseline"
+    assert sentences[1] == f"{nearest}, with a 95 % interval of 0.77 to 2.38."
+    assert summarise_report(sweep).tiles == ()
+
+
+def test_a_reference_that_could_not_be_run_is_told() -> None:
+    sweep = network_report()
+    failed = Trial(sweep.trials[0].candidate, "failed", "onnxruntime refused the input: expected [1, 3, 320, 320]")
+    summary = summarise_report(replace(sweep, trials=(failed,), baselines={}, chosen={}, finished=False))
+    assert summary.headline == (
+        "The reference could not be run: onnxruntime refused the input: expected [1, 3, 320, 320]; nothing was chosen."
+    )
+    assert summary.sentences[-1].startswith("The sweep was interrupted")
+
+
+def test_warnings_are_part_of_the_summary() -> None:
+    assert summarise_report(replace(pipeline_report(), warnings=("made-up inputs",))).warnings == ("made-up inputs",)
 
 
 def test_where_nothing_was_chosen_nothing_is_claimed() -> None:

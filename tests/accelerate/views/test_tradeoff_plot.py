@@ -175,23 +175,31 @@ def test_long_names_are_cut() -> None:
     assert label is not None and label.text.endswith("…") and len(label.text) < 60
 
 
-def test_whiskers_share_a_scale_on_which_the_baseline_is_one() -> None:
-    whiskers = build_whiskers(report_rows(pipeline_report(), "denoiser"))
-    timed = [whisker for whisker in whiskers if whisker]
-    assert len(whiskers) == 16 and len(timed) == 11
-    assert len({whisker.baseline for whisker in timed}) == 1
+def test_whiskers_share_an_axis_on_which_the_baseline_is_one() -> None:
+    column = build_whiskers(report_rows(pipeline_report(), "denoiser"))
+    timed = [whisker for whisker in column.whiskers if whisker]
+    assert len(column.whiskers) == 16 and len(timed) == 11
     assert all(0 <= whisker.low <= whisker.value <= whisker.high <= WIDTH for whisker in timed)
     assert [whisker.value for whisker in timed] == sorted((whisker.value for whisker in timed), reverse=True)
     assert timed[0].label == "7.50x" and re.fullmatch(r"6\.9\d to 7\.9\d", timed[0].interval_label)
-    assert all(
-        whisker.value == whisker.baseline
-        for whisker in build_whiskers(report_rows(sweep([(1, 20, "accepted")]), "denoiser"))
-        if whisker
-    )
+    assert [label for _, label in column.ticks] == ["1x", "2x", "4x", "7x"]
+    assert column.ticks[0][0] == column.baseline
+    alone = build_whiskers(report_rows(sweep([(1, 20, "accepted")]), "denoiser"))
+    assert all(whisker.value == alone.baseline for whisker in alone.whiskers if whisker)
+
+
+@given(POINTS)
+@settings(max_examples=40, deadline=None)
+def test_ticks_of_whiskers_stand_apart_in_the_order_of_their_values(points: list[tuple[float, float, Status]]) -> None:
+    ticks = build_whiskers(report_rows(sweep(points), "denoiser")).ticks
+    places = [x for x, _ in ticks]
+    assert all(0 <= x <= WIDTH for x in places) and all(b - a >= 40 for a, b in pairwise(places))
+    values = [float(label.removesuffix("x")) for _, label in ticks]
+    assert values == sorted(values) and 1 in values
 
 
 def test_a_row_that_was_not_paired_has_no_whisker_ends() -> None:
     base, other = sweep([(2, 30, "accepted")]).trials
     alone = replace(other, ratio=None)
-    whisker = build_whiskers(report_rows(replace(sweep([]), trials=(base, alone)), "denoiser"))[0]
+    whisker = build_whiskers(report_rows(replace(sweep([]), trials=(base, alone)), "denoiser")).whiskers[0]
     assert whisker is not None and whisker.low == whisker.value == whisker.high and whisker.interval_label == ""

@@ -15,9 +15,10 @@ from stillhouse.accelerate.records.candidate import Candidate
 from stillhouse.accelerate.records.report import Report
 from stillhouse.accelerate.records.trial import Trial
 from stillhouse.accelerate.views.formatting import printable
+from stillhouse.accelerate.views.summary import headline
 from stillhouse.accelerate.views.xlsx import write_spreadsheet
 from stillhouse.errors import InvalidRequest, RuntimeMissing
-from tests.accelerate.views.sweeps import HOSTILE, MIB, decoder_trials, network_report, pipeline_report
+from tests.accelerate.views.sweeps import HOSTILE, MIB, PROMPTS, decoder_trials, network_report, pipeline_report
 
 THEIRS = ["task", "file size(MB)", "throughput(samples/second)", "mae"]
 OURS = (
@@ -49,7 +50,7 @@ def only(trials: Sequence[Trial]) -> Report:
 
 def test_their_four_columns_come_first_in_the_sheet_that_they_know(tmp_path: Path) -> None:
     summary = book(network_report(), tmp_path)
-    assert summary.sheetnames == ["Sheet1", "environment", "rejected"]
+    assert summary.sheetnames == ["Sheet1", "environment", "rejected", "use it"]
     headings = [cell.value for cell in summary["Sheet1"][1]]
     assert headings[:4] == THEIRS
     assert headings[4 : 4 + len(OURS)] == list(OURS)
@@ -159,6 +160,21 @@ def test_the_environment_tells_the_machine_and_defines_every_column(tmp_path: Pa
     for cell in summary["Sheet1"][1]:
         assert facts[cell.value], cell.value
     assert "batch size times calls per second" in facts["throughput(samples/second)"]
+
+
+def test_the_result_and_the_code_that_uses_it_are_there(tmp_path: Path) -> None:
+    summary = book(replace(pipeline_report(), warnings=("made-up inputs",)), tmp_path)
+    facts = {line["name"]: line["value"] for line in lines(summary, "environment")}
+    assert facts["result"] == headline(pipeline_report()) and facts["warning 1"] == "made-up inputs"
+    assert "Chosen for the shortest time" in facts["about the result"]
+    (code,) = lines(summary, "use it")
+    assert code["line"] == f"stillhouse generate --model . '{PROMPTS[0]}'"
+
+
+def test_where_the_original_wins_its_graph_is_the_artifact(tmp_path: Path) -> None:
+    first, *rest = network_report().trials
+    graph = replace(first, artifact=None, graph="model.onnx")
+    assert by_task(book(replace(network_report(), trials=(graph, *rest)), tmp_path))["onnx"]["artifact"] == "model.onnx"
 
 
 def test_words_of_strangers_never_become_formulas(tmp_path: Path) -> None:

@@ -65,6 +65,11 @@ def _nested_value(field: str, name: str, factor: float = 1) -> Callable[[ReportR
     return value
 
 
+def _interval_value(name: str) -> Callable[[ReportRow], CellValue]:
+    """Return a function that reads `row.interval.<name>`; None where the row has no interval."""
+    return lambda row: None if row.interval is None else getattr(row.interval, name)
+
+
 SPREADSHEET_COLUMNS = (
     SpreadsheetColumn(
         "file size(MB)",
@@ -110,15 +115,11 @@ SPREADSHEET_COLUMNS = (
     SpreadsheetColumn(
         "speed-up",
         "0.00",
-        "speed relative to the baseline: median ratio of calls timed in the same rounds",
-        _nested_value("ratio", "value"),
+        "speed relative to the baseline: mean ratio of calls timed in the same rounds, without the extremes",
+        _interval_value("value"),
     ),
-    SpreadsheetColumn(
-        "speed-up low", "0.00", "lower end of its 95 % bootstrap interval", _nested_value("ratio", "low")
-    ),
-    SpreadsheetColumn(
-        "speed-up high", "0.00", "upper end of its 95 % bootstrap interval", _nested_value("ratio", "high")
-    ),
+    SpreadsheetColumn("speed-up low", "0.00", "lower end of its 95 % bootstrap interval", _interval_value("low")),
+    SpreadsheetColumn("speed-up high", "0.00", "upper end of its 95 % bootstrap interval", _interval_value("high")),
     SpreadsheetColumn(
         "batch", "0", "samples in the timed call", lambda row: row.trial.rows if row.trial.seconds else None
     ),
@@ -166,7 +167,10 @@ SPREADSHEET_COLUMNS = (
     SpreadsheetColumn("build (s)", "0.00", "to build the graph", lambda row: row.trial.build_seconds),
     SpreadsheetColumn("open (s)", "0.00", "to load and compile the graph", lambda row: row.trial.open_seconds),
     SpreadsheetColumn(
-        "artifact", "@", "directory of the built graph, relative to the report", lambda row: row.trial.artifact
+        "artifact",
+        "@",
+        "directory of the built graph, or the original graph, relative to the report",
+        lambda row: row.trial.artifact or row.trial.graph,
     ),
     SpreadsheetColumn("candidate", "@", "full name of the candidate", lambda row: row.trial.candidate.name),
     SpreadsheetColumn(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import StringIO
+from pathlib import Path
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,8 @@ from stillhouse.accelerate.views.formatting import (
     printable,
 )
 from stillhouse.accelerate.views.rows import ReportRow, baseline_and_chosen, report_components, report_rows
-from stillhouse.accelerate.views.summary import headline, summary_sentences
+from stillhouse.accelerate.views.summary import summarise_report
+from stillhouse.accelerate.views.use_it import use_it
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,42 +55,54 @@ _COLUMNS = (
     _TerminalColumn("p50 ms", lambda row: _format_milliseconds(row.trial, "median"), 0),
     _TerminalColumn("p95 ms", lambda row: _format_milliseconds(row.trial, "p95"), 8),
     _TerminalColumn("speed-up", lambda row: format_speedup(row.speed) if row.speed else "", 0),
-    _TerminalColumn("95 % interval", lambda row: format_interval(row.trial.ratio) if row.trial.ratio else "", 4),
+    _TerminalColumn("95 % interval", lambda row: format_interval(row.interval) if row.interval else "", 4),
     _TerminalColumn("SQNR dB", lambda row: "" if row.sqnr is None else format_sqnr(row.sqnr), 2),
     _TerminalColumn("PSNR dB", lambda row: "" if row.psnr is None else format_psnr(row.psnr), 3),
     _TerminalColumn("peak memory", lambda row: format_bytes(row.trial.peak_bytes) if row.trial.peak_bytes else "", 6),
 )
 
 
-def print_report(report: Report, console: "Console") -> None:
+def print_report(report: Report, console: "Console", directory: Path | None = None) -> None:
     """Print the tables of a report, one for each network and for the whole pipeline, and a summary.
 
     A table has the measured candidates, fastest first; `>` marks the chosen candidate. The headings of columns that do
-    not fit, and the reasons why candidates were not accepted, are printed below the table.
+    not fit, and the reasons why candidates were not accepted, are printed below the table. The code that loads the
+    choice without Stillhouse comes last.
 
     Args:
         report: the report to print.
         console: console of the package rich, which determines the width.
+        directory: the report's directory, in which the chosen graph lies; None: no code is printed.
     """
     for component in report_components(report):
         _print_component(report, component, console)
-    console.print(_text(headline(report), "bold"))
-    for sentence in summary_sentences(report):
-        console.print(_text(sentence))
+    summary = summarise_report(report)
+    for warning in summary.warnings:
+        console.print(_text(f"Warning: {warning}", "yellow"))
+    console.print(_text(summary.headline, "bold"))
+    for sentence in (summary.price, *summary.sentences):
+        if sentence:
+            console.print(_text(sentence))
+    for entry in use_it(report, directory) if directory else ():
+        console.print()
+        console.print(_text(f"{entry.title}, in {directory}:", "bold"))
+        for line in entry.code.splitlines():
+            console.print(_text(f"  {line}"))
 
 
-def format_report(report: Report, width: int | None = None) -> str:
+def format_report(report: Report, width: int | None = None, directory: Path | None = None) -> str:
     """Return the tables and the summary of a report as plain text, as `print_report` prints them.
 
     Args:
         report: the report to print.
         width: maximum width in characters; None: the terminal's width, or 120 without a terminal.
+        directory: the report's directory, for the code that loads the choice; None: no code is printed.
     """
     from rich.console import Console
 
     file = StringIO()
     columns = width or get_terminal_size((120, 24)).columns
-    print_report(report, Console(file=file, width=columns, color_system=None, force_terminal=False))
+    print_report(report, Console(file=file, width=columns, color_system=None, force_terminal=False), directory)
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
 
 

@@ -1,7 +1,7 @@
 """The report of `stillhouse accelerate` as an HTML page without scripts, which needs no other file and no network."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,9 +25,10 @@ from stillhouse.accelerate.views.formatting import (
 )
 from stillhouse.accelerate.views.image_strips import DIFFERENCE_GAIN, ImageStrip, build_strips
 from stillhouse.accelerate.views.rows import ReportRow, baseline_and_chosen, report_components, report_rows
-from stillhouse.accelerate.views.summary import headline, price_per_thousand, summary_component, summary_sentences
+from stillhouse.accelerate.views.summary import price_per_thousand, summarise_report
 from stillhouse.accelerate.views.tradeoff_plot import TradeoffPlot, build_tradeoff_plot
-from stillhouse.accelerate.views.whisker import Whisker, build_whiskers
+from stillhouse.accelerate.views.use_it import use_it
+from stillhouse.accelerate.views.whisker import WIDTH, WhiskerColumn, build_whiskers
 from stillhouse.html.environment import jinja_environment
 from stillhouse.images.files import write_file
 
@@ -35,18 +36,21 @@ TEMPLATES = Path(__file__).parent
 
 
 @dataclass(frozen=True, slots=True)
-class SummaryTile:
-    """A highlighted number at the top of the page.
+class ReasonGroup:
+    """Candidates that were not accepted for the same reason, apart from its numbers.
 
     Args:
-        label: name of the number.
-        value: the number with its unit, as text.
-        note: text below the number, such as the baseline's value; may be empty.
+        reason: the reason of the first of them.
+        rows: rows of the candidates.
     """
 
-    label: str
-    value: str
-    note: str
+    reason: str
+    rows: tuple[ReportRow, ...]
+
+    @property
+    def size(self) -> int:
+        """Return the number of candidates."""
+        return len(self.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +80,10 @@ class ReportSection:
         component, title: name of the network, and heading of the section.
         baseline, chosen: rows of the baseline and of the chosen candidate; None where there is none.
         probe_note: description of the inputs on which candidates were measured.
-        measured, columns: rows and columns of the main table.
-        whiskers: for each row of the main table, a drawing of the speed-up; None where the row was not timed.
-        not_accepted: rows of candidates that were not accepted.
+        accepted, columns: rows and columns of the table of accepted candidates.
+        whiskers: drawings of the speed-ups of this table.
+        measured: rows of all candidates that ran.
+        not_accepted: by verdict, the other candidates, grouped by reason.
         plot: speed-up against accuracy; None where too few candidates have both.
         strips: sample pictures of the candidates.
         probes: labels of the recorded inputs, the columns of the table of SQNR; empty: no such table.
@@ -90,10 +95,11 @@ class ReportSection:
     baseline: ReportRow | None
     chosen: ReportRow | None
     probe_note: str
-    measured: tuple[ReportRow, ...]
+    accepted: tuple[ReportRow, ...]
     columns: tuple[TableColumn, ...]
-    whiskers: tuple[Whisker | None, ...]
-    not_accepted: tuple[ReportRow, ...]
+    whiskers: WhiskerColumn
+    measured: tuple[ReportRow, ...]
+    not_accepted: Mapping[str, tuple[ReasonGroup, ...]]
     plot: TradeoffPlot | None
     strips: tuple[ImageStrip, ...]
     probes: tuple[str, ...]
@@ -125,22 +131,55 @@ def render_report(report: Report, directory: Path) -> str:
         RuntimeMissing: jinja2 is not installed.
     """
     names = sorted(report_components(report), key=lambda name: name != PIPELINE)
+    sections = [_build_section(report, name, directory) for name in names]
     text: str = (
         _jinja_environment()
         .get_template("report.html.j2")
         .render(
             report=report,
-            headline=headline(report),
-            summary=summary_sentences(report),
-            tiles=_summary_tiles(report),
+            summary=summarise_report(report),
+            entries=use_it(report, directory),
+            example=_find_example(sections),
             bounds=describe_bounds(report.bounds),
-            sections=[_build_section(report, name, directory) for name in names],
-            statuses=_count_statuses(report),
+            sections=sections,
             gain=DIFFERENCE_GAIN,
             frame=axes,
+            whisker_width=WIDTH,
         )
     )
     return text
+
+
+def group_reasons(rows: Sequence[ReportRow]) -> Mapping[str, tuple[ReasonGroup, ...]]:
+    """Return the rows that were not accepted by verdict, grouped by their reasons; the largest groups come first.
+
+    Reasons that differ only in numbers belong to one group.
+    """
+    groups: dict[str, dict[str, list[ReportRow]]] = {}
+    for row in rows:
+        if not row.accepted:
+            kind = re.sub(r"-?\d+(\.\d+)?", "#", row.reason)
+            groups.setdefault(row.trial.status, {}).setdefault(kind, []).append(row)
+    return {
+        status: tuple(
+            ReasonGroup(members[0].reason, tuple(members))
+            for members in sorted(groups[status].values(), key=len, reverse=True)
+        )
+        for status in ("rejected", "failed", "skipped", "excluded")
+        if status in groups
+    }
+
+
+def _find_example(sections: Sequence[ReportSection]) -> tuple[ImageStrip, ImageStrip] | None:
+    """Return the sample pictures of the baseline and of the chosen pipeline; None where one of them has none.
+
+    The result is None, too, where the baseline itself is the choice.
+    """
+    strips = sections[0].strips if sections else ()
+    before = next((strip for strip in strips if strip.row.baseline), None)
+    after = next((strip for strip in strips if strip.row.chosen and not strip.row.baseline), None)
+    has_pictures = before and after and before.cells[0].picture and after.cells[0].picture
+    return (before, after) if before and after and has_pictures else None
 
 
 def _jinja_environment() -> Any:
@@ -151,6 +190,7 @@ def _jinja_environment() -> Any:
         "printable": printable,
         "bytes": format_bytes,
         "sqnr": format_sqnr,
+        "figures": _describe_figures,
         "ms": lambda seconds: format_significant(1000 * seconds),
     }
     return environment
@@ -161,6 +201,7 @@ def _build_section(report: Report, component: str, directory: Path) -> ReportSec
     measured = tuple(
         row for row in rows if row.accepted or row.trial.seconds or row.trial.fidelity or row.trial.pictures
     )
+    accepted = tuple(row for row in measured if row.accepted or row.baseline)
     baseline, chosen = baseline_and_chosen(report, component)
     probes = dict.fromkeys(probe for row in measured for probe in row.trial.fidelity)
     batch_sizes = {count for row in measured for count in row.trial.batch}
@@ -170,10 +211,11 @@ def _build_section(report: Report, component: str, directory: Path) -> ReportSec
         baseline=baseline,
         chosen=chosen,
         probe_note=printable(report.probes.get(component, "")),
+        accepted=accepted,
+        columns=tuple(column for column in _table_columns(report) if any(column.cell(row) for row in accepted)),
+        whiskers=build_whiskers(accepted),
         measured=measured,
-        columns=tuple(column for column in _table_columns(report) if any(column.cell(row) for row in measured)),
-        whiskers=build_whiskers(measured),
-        not_accepted=tuple(row for row in rows if not row.accepted),
+        not_accepted=group_reasons(rows),
         plot=build_tradeoff_plot(rows, report.bounds),
         strips=build_strips(rows, directory),
         probes=tuple(probes) if len(probes) > 1 else (),
@@ -211,61 +253,19 @@ def _table_columns(report: Report) -> tuple[TableColumn, ...]:
     )
 
 
-def _summary_tiles(report: Report) -> tuple[SummaryTile, ...]:
-    component = summary_component(report)
-    baseline, chosen = baseline_and_chosen(report, component) if component else (None, None)
-    if chosen is None:
-        return ()
-    reference, actual = baseline.trial if baseline else None, chosen.trial
-    pictures, worst = actual.pictures, actual.worst_fidelity
-    interval = f"95 % interval {format_interval(actual.ratio)}" if actual.ratio else ""
-    unit = "One picture" if component == PIPELINE else "One call"
-
-    def instead(value: str | None) -> str:
-        return f"instead of {value}" if value else ""
-
-    tiles = (
-        SummaryTile("Speed-up", format_speedup(chosen.speed) if chosen.speed else "", interval),
-        SummaryTile(
-            unit,
-            format_duration(actual.seconds.median) if actual.seconds else "",
-            instead(format_duration(reference.seconds.median) if reference and reference.seconds else None),
-        ),
-        SummaryTile(
-            f"Price of 1,000, {printable(report.currency)}",
-            _format_price(report, chosen),
-            instead(_format_price(report, baseline) if baseline else None),
-        ),
-        SummaryTile(
-            "Score",
-            format_percent(pictures.score) if pictures and pictures.score is not None else "",
-            f"baseline {format_percent(pictures.baseline_score)}"
-            if pictures and pictures.baseline_score is not None
-            else "",
-        ),
-        SummaryTile("PSNR", _format_decibels(format_psnr(pictures.psnr)) if pictures else "", "of same-seed pictures"),
-        SummaryTile(
-            "SQNR",
-            _format_decibels(format_sqnr(worst.sqnr)) if worst and not pictures else "",
-            "of outputs, worst probe",
-        ),
-        SummaryTile(
-            "Peak memory",
-            _format_size(actual.peak_bytes),
-            instead(_format_size(reference.peak_bytes) if reference else None),
-        ),
-    )
-    return tuple(tile for tile in tiles if tile.value)
-
-
-def _count_statuses(report: Report) -> dict[str, int]:
-    statuses = [trial.status for trial in report.trials]
-    return {status: statuses.count(status) for status in ("accepted", "rejected", "failed", "excluded", "skipped")}
-
-
 def _keep_units_together(text: str) -> str:
     """Return a text with a no-break space between each number and its unit, so that no line ends there."""
     return re.sub(r"(?<=\d) (?=(%|ms|s|dB|[KMG]iB)(\W|$))", "\N{NO-BREAK SPACE}", text)
+
+
+def _describe_figures(row: ReportRow) -> str:
+    """Return the measured speed-up and accuracy of a candidate that was not accepted; empty where it did not run."""
+    parts = [
+        f"{format_speedup(row.interval.value)} ({format_interval(row.interval)})" if row.interval else "",
+        f"SQNR {format_sqnr(row.sqnr)}" if row.sqnr is not None else "",
+        f"PSNR {format_psnr(row.psnr)}" if row.psnr is not None else "",
+    ]
+    return ", ".join(part for part in parts if part)
 
 
 def _format_executed(row: ReportRow) -> str:
@@ -294,7 +294,3 @@ def _format_seconds(seconds: float | None) -> str:
 
 def _format_size(count: int | None) -> str:
     return format_bytes(count) if count else ""
-
-
-def _format_decibels(text: str) -> str:
-    return text if text in ("equal", "none") else f"{text} dB"

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from stillhouse.accelerate.records.candidate import PIPELINE
 from stillhouse.accelerate.records.report import Report
 from stillhouse.accelerate.records.trial import Trial
+from stillhouse.accelerate.selection.gain import speed_ratio
 from stillhouse.accelerate.views.formatting import printable
+from stillhouse.measure.clock import Ratio
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +20,15 @@ class ReportRow:
         chosen: whether this is the chosen candidate of its network.
         speed: speed-up over the baseline, from times of the same rounds if there are any, else from median times; 1 for
             the baseline; None where the candidate was not timed.
+        interval: `speed` with its 95 % interval, which always contains it; None where the candidate was not timed in
+            the same rounds as the baseline. The baseline's interval shows the noise of the machine around 1.
     """
 
     trial: Trial
     baseline: bool
     chosen: bool
     speed: float | None
+    interval: Ratio | None
 
     @property
     def name(self) -> str:
@@ -69,7 +74,9 @@ def report_rows(report: Report, component: str) -> tuple[ReportRow, ...]:
     baseline = _find_trial(report, component, report.baselines.get(component))
     chosen = _find_trial(report, component, report.chosen.get(component))
     rows = [
-        ReportRow(trial, trial is baseline, trial is chosen, _speedup(trial, baseline))
+        ReportRow(
+            trial, trial is baseline, trial is chosen, _speedup(trial, baseline), _interval(trial, trial is baseline)
+        )
         for trial in report.trials_of(component)
     ]
     return tuple(sorted(rows, key=lambda row: -(row.speed or 0)))
@@ -83,6 +90,13 @@ def baseline_and_chosen(report: Report, component: str) -> tuple[ReportRow | Non
 
 def _find_trial(report: Report, component: str, key: str | None) -> Trial | None:
     return next((trial for trial in report.trials_of(component) if trial.candidate.key == key), None)
+
+
+def _interval(trial: Trial, is_baseline: bool) -> Ratio | None:
+    ratio = speed_ratio(trial)
+    if ratio is None or not is_baseline:
+        return ratio
+    return Ratio(1.0, ratio.low / ratio.value, ratio.high / ratio.value)
 
 
 def _speedup(trial: Trial, baseline: Trial | None) -> float | None:

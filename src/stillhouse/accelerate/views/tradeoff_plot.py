@@ -170,7 +170,7 @@ def _collect_points(rows: Sequence[ReportRow], pictures: bool) -> list[_Tradeoff
 
 
 def _interval_ends(point: _TradeoffPoint) -> tuple[float, float]:
-    ratio = point.row.trial.ratio
+    ratio = point.row.interval
     return (ratio.low, ratio.high) if ratio else (point.speed, point.speed)
 
 

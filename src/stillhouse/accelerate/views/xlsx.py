@@ -11,6 +11,8 @@ from stillhouse.accelerate.records.report import Report
 from stillhouse.accelerate.views.columns import SPREADSHEET_COLUMNS, CellValue
 from stillhouse.accelerate.views.formatting import describe_bounds, printable
 from stillhouse.accelerate.views.rows import ReportRow, baseline_and_chosen, report_components, report_rows
+from stillhouse.accelerate.views.summary import summarise_report
+from stillhouse.accelerate.views.use_it import use_it
 from stillhouse.html.extra import require_extra
 from stillhouse.images.files import write_file
 
@@ -26,15 +28,15 @@ _AUTO_ACCELERATION_NAMES = {"onnxruntime": "onnx", "f32": "fp32", "f16": "fp16"}
 
 
 def write_spreadsheet(report: Report, path: Path) -> None:
-    """Write a report as an .xlsx file with three sheets.
+    """Write a report as an .xlsx file with four sheets.
 
-    `Sheet1` has a row for each candidate, `environment` the machine and settings, and `rejected` the reasons why
-    candidates were not accepted. Numbers are stored with full precision and shown rounded. Texts are never stored as
-    formulas.
+    `Sheet1` has a row for each candidate, `environment` the result, the machine and settings, `rejected` the reasons
+    why candidates were not accepted, and `use it` the code that loads the choice. Numbers are stored with full
+    precision and shown rounded. Texts are never stored as formulas.
 
     Args:
         report: the report to write.
-        path: file to write.
+        path: file to write, in the report's directory.
 
     Raises:
         InvalidRequest: the file cannot be written.
@@ -70,6 +72,12 @@ def write_spreadsheet(report: Report, path: Path) -> None:
         ["task", "component", "candidate", "status", "reason", "log", "reproduce"],
         rejected,
     )
+
+    entries = use_it(report, path.parent)
+    code = [(entry.title, line) for entry in entries for line in entry.code.splitlines() if line]
+    _fill_sheet(code_sheet := book.create_sheet("use it"), ["what", "line"], code)
+    for number, (_, line) in enumerate(code, 2):
+        code_sheet.cell(number, 2).value = line  # with its indentation, which `_fill_sheet` drops
 
     file = BytesIO()
     book.save(file)
@@ -134,7 +142,11 @@ def _environment_facts(report: Report) -> Mapping[str, CellValue]:
         for name in report_components(report)
         if (row := baseline_and_chosen(report, name)[0])
     }
+    summary = summarise_report(report)
     return {
+        "result": summary.headline,
+        "about the result": " ".join([summary.price, *summary.sentences]).strip(),
+        **{f"warning {number}": warning for number, warning in enumerate(summary.warnings, 1)},
         "source": report.source,
         "goal": report.goal,
         "bounds": "; ".join(bounds) or "none",
