@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from io import StringIO
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -70,6 +71,17 @@ def test_networks_come_first_then_the_pipeline_then_what_was_chosen() -> None:
     ]
     assert places == sorted(places)
     assert text.rstrip().endswith("the score falls by 6.2 points, more than 1.")
+
+
+def test_the_code_that_uses_the_choice_comes_last_in_lines_that_can_be_copied(tmp_path: Path) -> None:
+    sweep = replace(pipeline_report(), prompts=("a small red circle left of a big blue square",))
+    last = format_report(sweep, 32, tmp_path).splitlines()[-1]
+    assert last == "stillhouse generate --model . 'a small red circle left of a big blue square'"
+
+
+def test_warnings_come_before_the_result() -> None:
+    text = format_report(replace(pipeline_report(), warnings=("the inputs are made up",)), 200)
+    assert text.index("Warning: the inputs are made up") < text.index(headline(pipeline_report()))
 
 
 def test_brackets_and_formulas_of_strangers_are_words() -> None:

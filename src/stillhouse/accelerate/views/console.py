@@ -86,8 +86,8 @@ def print_report(report: Report, console: "Console", directory: Path | None = No
     for entry in use_it(report, directory) if directory else ():
         console.print()
         console.print(_text(f"{entry.title}, in {directory}:", "bold"))
-        for line in entry.code.splitlines():
-            console.print(_text(f"  {line}"))
+        # Lines of code are not broken, so that they can be copied.
+        console.print(_text(entry.code), soft_wrap=True)
 
 
 def format_report(report: Report, width: int | None = None, directory: Path | None = None) -> str:
