@@ -164,7 +164,7 @@ def test_threads_follow_the_cores_that_this_process_may_use(
         monkeypatch.setattr(openvino, "limited_cores", lambda limit=limit: limit)
         options = RunnerOptions(threads=requested)
         if backend == "openvino":
-            assert openvino._config(options).get("INFERENCE_NUM_THREADS") == threads
+            assert openvino.compile_properties(options).get("INFERENCE_NUM_THREADS") == threads
         else:
             assert ort._settings(onnxruntime, options, {}).intra_op_num_threads == (threads or 0)
     assert open_runner(graph, backend)(unet_feeds(1))["out_sample"].shape[0] == 1

@@ -40,7 +40,7 @@ CANDIDATES = (
 def accelerated(directory: Path, candidate: Candidate, rows: int = 2) -> tuple[Report, dict[str, Any]]:
     """Write a directory as a sweep of a small network leaves it, with a chosen candidate; return report and inputs."""
     NETWORKS["detector"](directory / "model.onnx")
-    (feeds,) = plausible_inputs(directory / "model.onnx", {"images": (rows, 3, 64, 64)}, 1, seed=3)
+    (feeds,) = plausible_inputs(directory / "model.onnx", {"images": (rows, 3, 64, 64)}, 1, seed=3).sets
     folder = directory / TRIALS / NETWORK
     folder.mkdir(parents=True)
     write_probes(folder / PROBES_FILE, [Probe("plausible 0", feeds)])

@@ -77,9 +77,8 @@ class Report:
         memory_limit: bytes that open processes may use together, as the user requested; None: the default.
         exact_only: True restricts the choice to components with an SQNR of at least `accuracy.EXACT_SQNR`, because
             components that were accepted one by one violated a bound when used together.
-        warnings: sentences about what makes the results less certain, which every view shows first.
         version: version of the file format.
-        warnings: sentences about what limits the result, such as probes that prove nothing.
+        warnings: sentences about what limits the result, such as probes that prove nothing; views show them first.
         activities: seconds by activity: recording inputs, building graphs, measuring candidates, comparing pictures.
         longest_seconds: seconds of the longest measurement of one candidate, with building its graph.
     """
@@ -108,7 +107,6 @@ class Report:
     timeout: float | None = None
     memory_limit: int | None = None
     exact_only: bool = False
-    warnings: tuple[str, ...] = ()
     version: int = REPORT_VERSION
     warnings: tuple[str, ...] = ()
     activities: Mapping[str, float] = field(default_factory=dict)
