@@ -1,6 +1,7 @@
 """The report of `stillhouse accelerate` as a spreadsheet. Its first four columns are those of Auto-Acceleration."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from io import BytesIO
 from itertools import count
 from pathlib import Path
@@ -44,7 +45,7 @@ def write_spreadsheet(report: Report, path: Path) -> None:
     """
     book = require_extra("openpyxl").Workbook()
     rows = [row for component in report_components(report) for row in _baseline_first(report, component)]
-    tasks = _task_names([row.trial.candidate for row in rows])
+    tasks = _task_names([_without_baseline_options(row) for row in rows])
 
     sheet = book.active
     sheet.title = "Sheet1"
@@ -104,6 +105,11 @@ def _task_names(candidates: Sequence[Candidate]) -> list[str]:
             name if name not in names else next(alternative for alternative in alternatives if alternative not in names)
         ] = None
     return list(names)
+
+
+def _without_baseline_options(row: ReportRow) -> Candidate:
+    """Return the row's candidate; the baseline without its options, so that it has Auto-Acceleration's name."""
+    return replace(row.trial.candidate, options={}) if row.baseline else row.trial.candidate
 
 
 def _task_name(candidate: Candidate, with_component: bool) -> str:
