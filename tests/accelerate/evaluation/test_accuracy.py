@@ -5,8 +5,8 @@ import pytest
 
 from stillhouse.accelerate.evaluation.accuracy import (
     compare_pictures,
-    paired_score_gain,
 )
+from stillhouse.accelerate.evaluation.score_decision import paired_score_gain
 
 RNG = np.random.default_rng(0)
 
@@ -29,6 +29,6 @@ def test_a_gain_is_paired() -> None:
     before = [True] * 50 + [False] * 50
     after = [True] * 45 + [False] * 55
     mean, low, high = paired_score_gain(before, after)
-    # Five of a hundred changed: the deviation of the differences is sqrt(p - p^2), with p = 0.05.
+    # Five of a hundred changed. One is added to either count of changes: 6 and 1 of 102 (Bonett and Price 2012).
     assert mean == pytest.approx(-0.05)
-    assert (high - low) / 2 == pytest.approx(1.96 * (0.05 * 0.95 / 99) ** 0.5, rel=1e-3)
+    assert (high - low) / 2 == pytest.approx(1.96 * ((7 / 102 - (5 / 102) ** 2) / 102) ** 0.5, rel=1e-3)

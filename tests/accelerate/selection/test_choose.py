@@ -58,14 +58,27 @@ def test_looser_bounds_accept_again_what_was_rejected() -> None:
     assert loose.chosen == {"denoiser": Candidate("denoiser", "wild").key}
 
 
-@pytest.mark.parametrize(("count", "status"), [(24, "skipped"), (64, "skipped"), (128, "accepted")])
+@pytest.mark.parametrize(("count", "status"), [(24, "skipped"), (64, "skipped"), (256, "accepted")])
 def test_few_pictures_can_reject_a_way_to_walk_and_looser_bounds_cannot_make_them_many(count: int, status: str) -> None:
-    pictures = PictureFidelity(count, 40.0, 30.0, 0.99, score=0.8, baseline_score=0.9, score_gain=(-0.1, -0.2, 0.0))
+    pictures = PictureFidelity(count, 40.0, 30.0, 0.99, score=0.7, baseline_score=0.9, score_gain=(-0.2, -0.3, -0.1))
     bold = make_trial("bold", 9.0, candidate=variant_candidate({"steps": "4"}), pictures=pictures)
     (strict,) = judge_trials([bold], Bounds(max_score_drop=1.0))
-    assert strict.status == "rejected"
-    (loose,) = judge_trials([strict], Bounds(max_score_drop=20.0))
+    assert strict.status == "rejected" and "-20.0 points (-30.0 to -10.0)" in strict.reason
+    (loose,) = judge_trials([strict], Bounds(max_score_drop=31.0))
     assert loose.status == status
+
+
+def test_a_way_is_rejected_where_its_interval_rules_it_out_not_where_its_mean_does() -> None:
+    unsure = PictureFidelity(24, 40.0, 30.0, 0.99, score=0.8, baseline_score=0.9, score_gain=(-0.083, -0.2, 0.03))
+    bold = make_trial("bold", 9.0, candidate=variant_candidate({"steps": "4"}), pictures=unsure)
+    (undecided,) = judge_trials([bold], Bounds(max_score_drop=1.0))
+    assert (undecided.status, "too few pictures" in undecided.reason) == ("skipped", True)
+    sure = replace(unsure, count=1000, score_gain=(0.0, -0.01, 0.01))
+    (accepted,) = judge_trials([replace(bold, pictures=sure)], Bounds(max_score_drop=1.0))
+    assert (accepted.status, accepted.reason) == ("accepted", "")
+    blurred = replace(sure, strict_gain=(-0.1, -0.12, -0.08))
+    (rejected,) = judge_trials([replace(bold, pictures=blurred)], Bounds(max_score_drop=1.0))
+    assert rejected.status == "rejected", "the stricter score counts, too"
 
 
 @pytest.mark.parametrize("status", ["failed", "excluded", "skipped"])

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from stillhouse.accelerate.evaluation.output_fidelity import MIN_EQUAL_SQNR
+from stillhouse.accelerate.evaluation.score_decision import LOOKS, Decision, ScoreGain, decide_gains, paired_score_gain
 from stillhouse.accelerate.records.candidate import BATCH_DEPENDENT, NETWORK, PIPELINE
 from stillhouse.accelerate.records.report import Bounds
 from stillhouse.accelerate.records.trial import PictureFidelity, Trial
@@ -17,19 +18,15 @@ VAE_ENCODER = "encoder"
 EXACT_SQNR = 90.0
 """Minimum SQNR in dB of a network's outputs at which its pictures are assumed to equal the baseline's, and are not
 compared. The relative error is then at most 3e-5, which is less than half a grey level of a picture."""
-SCREENING_PICTURES, FULL_PICTURES = 24, 128
-"""Numbers of pictures whose correctness a program (oracle) scores when a pipeline runs with other sampling options: for
-a quick check (screening), and for the decision whether the options are accepted."""
-_SCREENING_SLACK = 4.2
-"""Percentage points that are added to the allowed drop of the score where only SCREENING_PICTURES pictures are scored:
-the share of one picture, so that one wrong picture more does not decide."""
+SCREENING_PICTURES = LOOKS[0]
+"""Number of pictures whose correctness a program (oracle) scores first where a pipeline runs with other sampling
+options; see `score_decision.LOOKS`."""
 MIN_AGREEMENT = 0.99
 """Minimum share of rows in which a candidate chooses the same class as the baseline, apart from ties."""
 UNPROVEN = (
     "its error in {} cannot be judged: no probe excites this output of the baseline; give real inputs by --inputs"
 )
 """Reason that the report gives where a candidate changes the arithmetic and the probes cannot show what this does."""
-_Z95 = 1.959964
 
 
 def compare_pictures(
@@ -38,6 +35,7 @@ def compare_pictures(
     latents: tuple[Array, Array] | None = None,
     correct: tuple[Sequence[bool], Sequence[bool]] | None = None,
     files: tuple[str, ...] = (),
+    strict: tuple[Sequence[bool], Sequence[bool]] | None = None,
 ) -> PictureFidelity:
     """Return the difference between a candidate's pictures and the baseline's.
 
@@ -47,6 +45,7 @@ def compare_pictures(
         correct: whether a program (oracle) finds each picture correct, for the baseline and for the candidate; None:
             there is no such program.
         files: paths of sample pictures, stored in the result.
+        strict: as `correct`, for a stricter verdict that also demands sharp edges and flat colours.
     """
     pairs = list(zip(baseline, pictures, strict=True))
     psnrs = [psnr(*pair) for pair in pairs]
@@ -61,26 +60,17 @@ def compare_pictures(
         baseline_score, score = (float(np.mean(values)) for values in correct)
         gain = paired_score_gain(*correct)
     return PictureFidelity(
-        len(psnrs), float(np.mean(psnrs)), min(psnrs), float(np.mean(ssims)), drift, score, baseline_score, gain, files
+        len(psnrs),
+        float(np.mean(psnrs)),
+        min(psnrs),
+        float(np.mean(ssims)),
+        drift,
+        score,
+        baseline_score,
+        gain,
+        files,
+        paired_score_gain(*strict) if strict is not None else None,
     )
-
-
-def paired_score_gain(before: Sequence[bool], after: Sequence[bool]) -> tuple[float, float, float]:
-    """Return how much the score (share of correct pictures) changes, with its 95 % interval: (mean, low, high).
-
-    The interval is a normal approximation for paired differences. For a single picture, the interval is the mean minus
-    1 to the mean plus 1.
-
-    Args:
-        before, after: whether each picture is correct, for two ways to generate the same pictures, in the same order.
-
-    >>> paired_score_gain([True, False], [True, False])
-    (0.0, 0.0, 0.0)
-    """
-    change = np.asarray(after, np.float64) - np.asarray(before, np.float64)
-    mean = float(change.mean())
-    half_width = _Z95 * float(change.std(ddof=1)) / len(change) ** 0.5 if len(change) > 1 else 1.0
-    return mean, mean - half_width, mean + half_width
 
 
 def find_violation(trial: Trial, bounds: Bounds) -> str:
@@ -145,35 +135,56 @@ def judge_trial(trial: Trial, bounds: Bounds) -> Trial:
     """Return a copy of a trial (measurements of a candidate) with its verdict as `status` and `reason`.
 
     The status is "rejected" where a bound is violated, and "skipped" where a check is missing: for a network whose
-    pictures were not compared, and for a distilled student or other sampling options where fewer than FULL_PICTURES
-    pictures were scored. Otherwise the status is "accepted". A trial of a reference pipeline (recipe "baseline") is
-    returned unchanged.
+    pictures were not compared, and for a distilled student or other sampling options as long as the scores of their
+    pictures are undecided (see `score_decision.decide_gains`). Otherwise the status is "accepted". A trial of a
+    reference pipeline (recipe "baseline") is returned unchanged.
     """
     if trial.candidate.recipe == "baseline":
         return trial
-    pictures, drop = trial.pictures, bounds.max_score_drop
-    is_conclusive = pictures is None or pictures.score is None or pictures.count >= FULL_PICTURES
-    if not is_conclusive:
-        # A candidate without options does not change the sampling, and each of its networks was judged before. So no
-        # limit applies to the drop of its score as long as too few pictures were scored.
-        if not trial.candidate.options:
-            drop = None
-        elif drop is not None and pictures and pictures.count <= SCREENING_PICTURES:
-            drop += _SCREENING_SLACK
-        bounds = replace(bounds, max_score_drop=drop, min_score=None)
+    decision = decide_pictures(trial, bounds)
+    if trial.candidate.component == PIPELINE and trial.pictures and trial.pictures.score is not None:
+        # The interval of the scores decides, not their mean. A minimum score needs as many pictures as an acceptance.
+        bounds = replace(bounds, max_score_drop=None, min_score=bounds.min_score if decision == "accepted" else None)
     if reason := find_violation(trial, bounds):
         return replace(trial, status="rejected", reason=reason)
+    if decision == "rejected":
+        return replace(trial, status="rejected", reason=_describe_gains(trial, "so the score is worse than allowed"))
     if _needs_pictures(trial, bounds):
         reason = "its pictures were not compared, because it violated an earlier bound; run the sweep again"
         return replace(trial, status="skipped", reason=reason)
-    if is_conclusive or not trial.candidate.options:
-        return replace(trial, status="accepted", reason="")
-    assert pictures is not None
-    reason = (
-        f"accepted on {pictures.count} pictures, but {FULL_PICTURES} were not generated: another variant came first "
-        "or the time budget ended"
-    )
-    return replace(trial, status="skipped", reason=reason)
+    if decision == "undecided" and trial.candidate.options:
+        return replace(trial, status="skipped", reason=_describe_gains(trial, "too few pictures to decide"))
+    return replace(trial, status="accepted", reason="")
+
+
+def decide_pictures(trial: Trial, bounds: Bounds) -> Decision:
+    """Return the decision that the scores of a pipeline candidate's pictures allow; see `score_decision.decide_gains`.
+
+    Trials of networks, and pictures without scores, count as accepted here, because other bounds decide about them.
+    """
+    pictures = trial.pictures
+    if trial.candidate.component != PIPELINE or pictures is None or pictures.score is None:
+        return "accepted"
+    drop = 1.0 if bounds.max_score_drop is None else bounds.max_score_drop / 100
+    return decide_gains(score_gains(trial), pictures.count, drop)
+
+
+def score_gains(trial: Trial) -> list[ScoreGain]:
+    """Return the gains of all scores of a trial's pictures over the baseline's; empty where nothing was scored."""
+    pictures = trial.pictures
+    gains = (pictures.score_gain, pictures.strict_gain) if pictures else ()
+    return [ScoreGain(*gain) for gain in gains if gain is not None]
+
+
+def _describe_gains(trial: Trial, conclusion: str) -> str:
+    """Return a sentence with the gains of a trial's scores and their 95 % intervals, then a conclusion."""
+    assert trial.pictures is not None
+    names = ("correct", "sharp and correct")
+    gains = [
+        f"{name} {100 * gain.mean:+.1f} points ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
+        for name, gain in zip(names, score_gains(trial), strict=False)
+    ]
+    return f"{trial.pictures.count} pictures: {', '.join(gains)}: {conclusion}"
 
 
 def is_visually_exact(trial: Trial) -> bool:

@@ -155,10 +155,30 @@ class TimeBatch(Command[float], frozen=True):
     calls: int
 
 
-class Generate(Command[None], frozen=True):
-    """Command to generate a picture for each request, and to write the pictures and their final latents to a file."""
+class Generate(Command[float], frozen=True):
+    """Command to generate a picture for each request, and to write the pictures and their final latents to a file.
+
+    The reply is the number of seconds of all pictures together.
+
+    Args:
+        requests: the requests; those of one batch have texts of one padded length and pictures of one size.
+        batch: number of pictures that are generated at the same time.
+    """
 
     requests: tuple[ImageRequest, ...]
+    batch: int = 1
+
+
+class RecordTrajectory(Command[None], frozen=True):
+    """Command to generate a picture and to write its latents and predictions at each evaluation to a file.
+
+    Args:
+        request: request of the picture.
+        path: path of the file, as `trajectory.write_trajectory` writes it.
+    """
+
+    request: ImageRequest
+    path: str
 
 
 class TimePictures(Command[float], frozen=True):
@@ -186,6 +206,7 @@ CandidateCommand: TypeAlias = (
     | TimeCalls
     | TimeBatch
     | Generate
+    | RecordTrajectory
     | TimePictures
 )
 Reply: TypeAlias = Built | Opened | Failure | float | int | None

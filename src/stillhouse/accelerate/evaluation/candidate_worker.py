@@ -33,6 +33,7 @@ from stillhouse.accelerate.evaluation.candidate_messages import (
     GpuMemory,
     Open,
     Opened,
+    RecordTrajectory,
     Release,
     Reply,
     RunFeeds,
@@ -46,6 +47,7 @@ from stillhouse.accelerate.evaluation.candidate_messages import (
 )
 from stillhouse.accelerate.evaluation.task import CandidateTask
 from stillhouse.accelerate.evaluation.tiled_decoder import TiledDecoder
+from stillhouse.accelerate.evaluation.trajectory import record_trajectory, write_trajectory
 from stillhouse.accelerate.workspace import is_sweep_directory, original_manifest
 from stillhouse.backends.registry import device_arrays, find_backend
 from stillhouse.backends.runner import GraphRunner, Runner, RunnerOptions
@@ -110,8 +112,10 @@ class CandidateWorker:
                 return self.time_calls(calls)
             case TimeBatch(rows, calls):
                 return self.time_batch(rows, calls)
-            case Generate(requests):
-                self.generate(requests)
+            case Generate(requests, batch):
+                return self.generate(requests, batch)
+            case RecordTrajectory(request, path):
+                write_trajectory(Path(path), record_trajectory(self._get_pipeline(), request))
             case TimePictures(request, count):
                 return self.time_pictures(request, count)
             case StartCandidate():
@@ -232,25 +236,36 @@ class CandidateWorker:
             seconds.append(perf_counter() - began)
         return min(seconds[-calls:]) / rows
 
-    def generate(self, requests: Sequence[ImageRequest]) -> None:
-        """Generate a picture for each request, one after the other.
+    def generate(self, requests: Sequence[ImageRequest], batch: int = 1) -> float:
+        """Generate a picture for each request, and return the total seconds, without the time to open the pipeline.
 
         The pictures, uint8 [P, H, W, 3], and their final latents, [P, C, h, w], are written to `PICTURES_FILE`.
+
+        Args:
+            requests: the requests.
+            batch: number of pictures that are generated at the same time.
         """
-        results = [self._generate_one(request) for request in requests]
         read = self._get_pipeline().arrays.to_numpy
+        began = perf_counter()
+        results = [
+            result
+            for start in range(0, len(requests), batch)
+            for result in self._generate_batch(requests[start : start + batch])
+        ]
+        seconds = perf_counter() - began
         temporary = self.folder / f".{PICTURES_FILE}"
         with temporary.open("wb") as file:
             pictures = np.array([result.image for _, result in results])
             np.savez(file, pictures=pictures, latents=np.array([read(image.latents) for image, _ in results]))
         temporary.replace(self.folder / PICTURES_FILE)
+        return seconds
 
     def time_pictures(self, request: ImageRequest, count: int) -> float:
         """Generate a picture `count` times, and return the total seconds, without the time to open the pipeline."""
         self._get_pipeline()
         began = perf_counter()
         for _ in range(count):
-            self._generate_one(request)
+            self._generate_batch([request])
         return perf_counter() - began
 
     def _opened_sizes(self, component: Component) -> tuple[int, ...]:
@@ -311,12 +326,13 @@ class CandidateWorker:
             return runner
         return TiledDecoder(runner, int(tile), self._manifest().latent.downscale)
 
-    def _generate_one(self, request: ImageRequest) -> tuple[ImageTrajectory, ImageResult]:
+    def _generate_batch(self, requests: Sequence[ImageRequest]) -> list[tuple[ImageTrajectory, ImageResult]]:
+        """Generate a picture for each request, all at the same time; return their trajectories and results."""
         pipeline = self._get_pipeline()
-        trajectory = pipeline.start(request)
-        while not trajectory.is_done:
-            pipeline.advance([trajectory])
-        return trajectory, pipeline.finish(trajectory)
+        trajectories = [pipeline.start(request) for request in requests]
+        for _ in pipeline.steps(trajectories):
+            pass
+        return [(trajectory, pipeline.finish(trajectory)) for trajectory in trajectories]
 
     def _get_runner(self) -> Runner:
         if self._runner is None:

@@ -37,6 +37,7 @@ class PictureFidelity:
         baseline_score: share of the baseline's pictures that the oracle finds correct; None: there is no oracle.
         score_gain: mean difference of the scores, candidate minus baseline, with its 95 % interval: (mean, low, high).
         files: paths of sample pictures relative to the report's directory, one for each prompt.
+        strict_gain: as `score_gain`, for a stricter score that also demands sharp edges and flat colours.
     """
 
     count: int
@@ -48,6 +49,7 @@ class PictureFidelity:
     baseline_score: float | None = None
     score_gain: tuple[float, float, float] | None = None
     files: tuple[str, ...] = ()
+    strict_gain: tuple[float, float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
