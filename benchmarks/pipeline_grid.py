@@ -8,11 +8,9 @@ of onnxruntime in the same rounds, on a quiet machine. `rank` prints the result.
 """
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from itertools import product
 from pathlib import Path
 from time import perf_counter
@@ -23,10 +21,10 @@ import numpy as np
 from benchmarks.record import RESULTS, read_results, write_results
 from stillhouse.accelerate.calibration.calibration_data import PROBES_FILE, read_probes
 from stillhouse.accelerate.calibration.record_calibration import record_pipeline_probes
-from stillhouse.accelerate.evaluation.score_decision import paired_score_gain
 from stillhouse.accelerate.evaluation.build import build_graph, candidate_component
 from stillhouse.accelerate.evaluation.candidate_messages import TimePictures
 from stillhouse.accelerate.evaluation.candidate_process import CandidateProcess
+from stillhouse.accelerate.evaluation.score_decision import paired_score_gain
 from stillhouse.accelerate.evaluation.task import CandidateTask
 from stillhouse.accelerate.records.candidate import DECODER, PIPELINE, Candidate
 from stillhouse.accelerate.search.sampling_variants import request_fields, variant_cost
@@ -35,7 +33,7 @@ from stillhouse.accelerate.workspace import f32_components, original_manifest, p
 from stillhouse.core import ImageRequest
 from stillhouse.measure.clock import paired_ratio, run_interleaved, summarise
 from stillhouse.pipelines.load import find_pipeline
-from stillhouse.pipelines.manifest import TRIALS, Component, StepCache, read_manifest
+from stillhouse.pipelines.manifest import Component, StepCache, read_manifest
 from stillhouse.pipelines.pipeline import Pipeline
 from stillhouse.pipelines.roles import DENOISER
 from stillhouse.shapes.oracle import score_picture
@@ -142,7 +140,7 @@ def main() -> None:
 
 
 def _quality() -> None:
-    _extend({way: CAPTIONS for way in list_ways()})
+    _extend(dict.fromkeys(list_ways(), CAPTIONS))
 
 
 def _confirm() -> None:
@@ -156,7 +154,9 @@ def _rank() -> None:
         row = rows[way.name]
         gains = "  ".join(f"{name} {_format_gain(rows, way, name)}" for name in SCORES)
         seconds = f"{row['seconds']['median']:.4f} s, {row['ratio']['value']:.2f}x" if "seconds" in row else ""
-        print(f"{'+' if _is_acceptable(rows, way) else '-'} {_predicted_cost(way):6.2f} {way.name:75} {gains} {seconds}")
+        print(
+            f"{'+' if _is_acceptable(rows, way) else '-'} {_predicted_cost(way):6.2f} {way.name:75} {gains} {seconds}"
+        )
 
 
 def _format_gain(rows: Mapping[str, Any], way: Way, score: str) -> str:
@@ -173,7 +173,7 @@ def _extend(captions: Mapping[Way, int]) -> None:
     grid = _Grid()
     for number, (way, count) in enumerate(captions.items()):
         rows = _rows()
-        row = rows.get(way.name, {"captions": 0, **{name: "" for name in SCORES}})
+        row = rows.get(way.name, {"captions": 0, **dict.fromkeys(SCORES, "")})
         if row["captions"] >= count:
             continue
         started = perf_counter()
@@ -384,4 +384,4 @@ _PARTS: Mapping[str, Callable[[], None]] = {
 }
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

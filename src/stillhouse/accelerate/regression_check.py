@@ -17,7 +17,7 @@ from stillhouse.accelerate.options import AccelerateOptions, resolve_memory_limi
 from stillhouse.accelerate.records.candidate import DISTILLED, NETWORK, PIPELINE, Candidate
 from stillhouse.accelerate.records.report import Report
 from stillhouse.accelerate.records.trial import Trial
-from stillhouse.accelerate.search.pipeline_processes import BASELINE_PIPELINE, CHOSEN_PIPELINE, PipelineProcesses
+from stillhouse.accelerate.search.pipeline_processes import BASELINE_PIPELINE, PipelineProcesses, process_candidate
 from stillhouse.accelerate.selection.apply import chosen_components, chosen_defaults, make_step_cache
 from stillhouse.accelerate.state import SweepState
 from stillhouse.accelerate.workspace import Workspace, f32_components, original_components, original_manifest
@@ -161,12 +161,13 @@ def _check_pipeline(directory: Path, report: Report, threads: int | None) -> Reg
     with ExitStack() as stack:
         processes = PipelineProcesses(state, manifest, directory / TRIALS / PIPELINE / RECHECK_FOLDER, stack)
         try:
-            step_cache = make_step_cache(directory, chosen)
+            opened = process_candidate(recorded.candidate)
+            step_cache = make_step_cache(directory, chosen) if "cache_interval" in opened.options else None
             is_open = processes.open(BASELINE_PIPELINE, f32_components(directory), manifest.defaults)
             if is_open and recorded.candidate.recipe == DISTILLED:
                 is_open = processes.open_student(recorded.candidate)
             elif is_open and recorded.candidate != BASELINE_PIPELINE:
-                is_open = processes.open(CHOSEN_PIPELINE, chosen, defaults, step_cache)
+                is_open = processes.open(opened, chosen, defaults, step_cache)
             if is_open:
                 measured = _time_against_baseline(
                     processes, recorded.candidate, processes.evaluate(recorded.candidate, SCREENING_PICTURES)

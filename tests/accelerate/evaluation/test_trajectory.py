@@ -44,7 +44,7 @@ def constant_trajectory(evaluations: tuple[Evaluation, ...], guidance: float = 0
         np.array([level.timestep for level in levels]),
         latents,
         guided,
-        guided * (1 - guidance),
+        np.asarray(guided * (1 - guidance), np.float32),
         clean,
     )
 

@@ -7,9 +7,11 @@ import pytest
 from stillhouse.accelerate.records.candidate import Candidate
 from stillhouse.accelerate.search.sampling_variants import (
     apply_variant,
-    combine_levels,
     list_search_axes,
+    list_variants,
     request_fields,
+    sampling_plan,
+    split_options,
     variant_candidate,
     variant_cost,
 )
@@ -47,12 +49,28 @@ def test_cost_counts_rows(manifest: Manifest) -> None:
     assert half == pytest.approx(1.5 * manifest.defaults.steps, abs=2)
 
 
-def test_combinations_take_at_most_one_rung_of_each_ladder() -> None:
-    passing = {"steps": [{"steps": "12"}, {"steps": "9"}], "guidance": [{"guidance_interval": "0-0.6"}]}
-    combinations = combine_levels(passing)
-    assert len(combinations) == 3 * 2 - 1
-    assert {"steps": "9", "guidance_interval": "0-0.6"} in combinations
-    assert combine_levels({}) == []
+def test_variants_have_at_most_one_level_of_each_axis_and_no_two_have_one_plan(manifest: Manifest) -> None:
+    variants = list_variants(manifest, can_cache=True)
+    assert {"sampler": "ddim", "steps": "5", "guidance_interval": "0-0.8"} in variants
+    assert {"sampler": "dpmpp_2m", "steps": "10", "cache_interval": "2", "guidance_interval": "0-0.6"} in variants
+    assert {} not in variants, "the pipeline's own options are no variant"
+    plans = [sampling_plan(manifest, options) for options in variants]
+    keys = {(plan.sampler, plan.grid, plan.rows, plan.cache_interval) for plan in plans}
+    assert len(keys) == len(variants)
+    without = list_variants(manifest, can_cache=False)
+    assert 0 < len(without) < len(variants) and all("cache_interval" not in options for options in without)
+
+
+def test_a_plan_caches_whether_the_manifest_can_or_not(manifest: Manifest) -> None:
+    plan = sampling_plan(manifest, {"steps": "6", "cache_interval": "3"})
+    assert (len(plan.evaluations), plan.cache_interval) == (6, 3)
+    assert variant_cost(manifest, {"steps": "6", "cache_interval": "3"}) == pytest.approx(2 * 2 + 4 * 2 * 0.2)
+
+
+def test_a_variant_names_its_networks_beside_its_sampling_options() -> None:
+    options = {"steps": "5", "denoiser": "openvino f32, bf16", "decoder": "openvino f32"}
+    assert split_options(options) == ({"steps": "5"}, {"denoiser": "openvino f32, bf16", "decoder": "openvino f32"})
+    assert request_fields(options) == {"steps": 5}
 
 
 def test_options_become_fields_and_defaults(manifest: Manifest) -> None:

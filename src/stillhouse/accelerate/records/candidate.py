@@ -41,7 +41,8 @@ class Candidate:
         options: settings of the backend (threads, streams, shapes=static, attention, memory_format, compile, kernels,
             rows; on a GPU also device, graphs, provider, offload, batches, axes); `tile`, the side in pixels of a
             decoder's tiles; `student`, the name of a distilled student; for a pipeline candidate the sampling options
-            that it changes (sampler, steps, guidance_interval, cache_interval).
+            that it changes (sampler, steps, guidance_interval, cache_interval), and the names of the networks with
+            which it was measured (denoiser, decoder); networks that it does not name are the chosen ones.
         keep: names of nodes that a quantization recipe leaves in float.
 
     >>> Candidate("denoiser", "openvino", "int8-static", options={"streams": "2"}).name

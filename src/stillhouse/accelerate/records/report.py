@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from stillhouse.accelerate.records.candidate import PIPELINE
+from stillhouse.accelerate.records.candidate import PIPELINE, Candidate
 from stillhouse.accelerate.records.trial import Trial
 from stillhouse.errors import PipelineError
 from stillhouse.measure.machine import Machine
@@ -131,6 +131,17 @@ class Report:
             trial.candidate for trial in self.trials_of(PIPELINE) if trial.candidate.key == self.chosen.get(PIPELINE)
         ]
         return chosen[0].options.get("student") if chosen else None
+
+    def networks_of(self, candidate: Candidate) -> dict[str, str]:
+        """Return, by component, the key of each network that a candidate of the whole pipeline names in its options.
+
+        A name that no measured network has is left out.
+        """
+        return {
+            trial.candidate.component: trial.candidate.key
+            for trial in self.trials
+            if candidate.options.get(trial.candidate.component) == trial.candidate.name
+        }
 
     def trial(self, component: str, key: str) -> Trial:
         """Return the trial (measured candidate) of a component whose candidate has the given `Candidate.key`.

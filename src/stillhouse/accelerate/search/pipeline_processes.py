@@ -7,21 +7,27 @@ from pathlib import Path
 
 import numpy as np
 
-from stillhouse.accelerate.calibration.prompts import comparison_requests, has_oracle, held_out_captions
+from stillhouse.accelerate.calibration.prompts import comparison_requests, has_oracle, held_out_captions, is_heavy
 from stillhouse.accelerate.evaluation.accuracy import compare_pictures, judge_trial
-from stillhouse.accelerate.evaluation.candidate_messages import Generate, TimePictures
+from stillhouse.accelerate.evaluation.candidate_messages import Generate, RecordTrajectory, TimePictures
 from stillhouse.accelerate.evaluation.candidate_process import LOG_FILE, CandidateError, CandidateProcess
-from stillhouse.accelerate.evaluation.latency import TimingBudget, compare_latency
-from stillhouse.accelerate.evaluation.sample_images import CandidateSamples, read_candidate_samples, write_sample_images
+from stillhouse.accelerate.evaluation.latency import LatencyComparison, TimingBudget, compare_latency
+from stillhouse.accelerate.evaluation.sample_images import (
+    SAMPLE_COUNT,
+    CandidateSamples,
+    read_candidate_samples,
+    write_sample_images,
+)
 from stillhouse.accelerate.evaluation.task import CandidateTask
-from stillhouse.accelerate.records.candidate import PIPELINE, Candidate
+from stillhouse.accelerate.evaluation.trajectory import RecordedTrajectory, read_trajectory
+from stillhouse.accelerate.records.candidate import DISTILLED, PIPELINE, Candidate
 from stillhouse.accelerate.records.report import relative_path
 from stillhouse.accelerate.records.trial import Trial
-from stillhouse.accelerate.search.sampling_variants import request_fields, variant_candidate
+from stillhouse.accelerate.search.sampling_variants import request_fields, split_options, variant_candidate
 from stillhouse.accelerate.search.students import STUDENTS_FOLDER
 from stillhouse.accelerate.state import SweepState
 from stillhouse.core import ImageRequest
-from stillhouse.measure.clock import Ratio
+from stillhouse.measure.clock import paired_ratio, summarise
 from stillhouse.pipelines.manifest import Component, Defaults, Manifest, StepCache
 
 BASELINE_PIPELINE = Candidate(PIPELINE, "onnxruntime", "baseline")
@@ -32,7 +38,14 @@ OPENVINO_PIPELINE = Candidate(PIPELINE, "openvino", "baseline", "auto")
 """The original pipeline on OpenVINO in its default precision, with its own sampling options, as a second reference."""
 CHOSEN_PIPELINE = variant_candidate({})
 """The pipeline of the networks that were chosen from the measured candidates, with its own sampling options."""
+SLOW_PICTURE_SECONDS = 10.0
+"""Seconds of one picture of the baseline from which no picture is generated only to be timed: the seconds of the
+pictures that are compared are used."""
 _SHORT_BUDGET = TimingBudget(min_rounds=3, max_rounds=3)
+_BATCH = 8
+"""Number of pictures that are generated at the same time for scoring. The first `SAMPLE_COUNT` pictures are generated
+one at a time, as a user does, so that a network that is right only in batches is found."""
+_MIN_SLOW_ROUNDS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,29 +56,48 @@ class ScoredSamples:
         samples: the pictures and their final latents.
         correct: for each picture, whether a program (oracle) finds that it shows what the prompt asks for; None: there
             is no such program for the model.
+        strict: for each picture, whether it also has sharp edges and flat colours; None where `correct` is.
     """
 
     samples: CandidateSamples
     correct: tuple[bool, ...] | None
+    strict: tuple[bool, ...] | None = None
 
     def head(self, count: int) -> "ScoredSamples":
         """Return the first `count` pictures with their latents and verdicts; all pictures where there are fewer."""
         samples = CandidateSamples(self.samples.pictures[:count], self.samples.latents[:count])
-        return ScoredSamples(samples, None if self.correct is None else self.correct[:count])
+        return ScoredSamples(
+            samples,
+            None if self.correct is None else self.correct[:count],
+            None if self.strict is None else self.strict[:count],
+        )
 
     def concatenate(self, more: "ScoredSamples") -> "ScoredSamples":
         """Return these pictures followed by the pictures of `more`, which are of the same candidate."""
         pictures = np.concatenate([self.samples.pictures, more.samples.pictures])
         latents = np.concatenate([self.samples.latents, more.samples.latents])
         correct = None if self.correct is None or more.correct is None else self.correct + more.correct
-        return ScoredSamples(CandidateSamples(pictures, latents), correct)
+        strict = None if self.strict is None or more.strict is None else self.strict + more.strict
+        return ScoredSamples(CandidateSamples(pictures, latents), correct, strict)
+
+
+def process_candidate(candidate: Candidate) -> Candidate:
+    """Return the pipeline candidate under which the process of a candidate is opened.
+
+    Candidates that differ only in sampling options share the process of their networks. Feature caching needs a process
+    of its own, because it splits the denoiser.
+    """
+    if candidate.recipe != CHOSEN_PIPELINE.recipe:
+        return candidate
+    sampling, names = split_options(candidate.options)
+    return variant_candidate({**names, **({"cache_interval": "2"} if "cache_interval" in sampling else {})})
 
 
 class PipelineProcesses:
     """Open pipelines, each in a process of its own, with methods that generate, compare and time their pictures.
 
-    A pipeline is found by its candidate: the chosen networks, a reference pipeline or a distilled student. Candidates
-    that differ only in sampling options run in the same process, that of CHOSEN_PIPELINE.
+    A pipeline is found by its candidate: networks, a reference pipeline or a distilled student. Candidates that differ
+    only in sampling options run in the same process, see `process_candidate`.
 
     Args:
         sweep: options and report; measurements are added to the report.
@@ -79,6 +111,8 @@ class PipelineProcesses:
         self.processes: dict[str, CandidateProcess] = {}
         self.peaks: dict[str, int] = {}
         self.scored: dict[str, ScoredSamples] = {}
+        self.picture_seconds: dict[str, list[float]] = {}
+        self.timings: dict[str, LatencyComparison] = {}
 
     def open(
         self,
@@ -133,6 +167,9 @@ class PipelineProcesses:
             step_cache=cache,
         )
         self.close(candidate)
+        if candidate == CHOSEN_PIPELINE:  # other networks may be chosen now
+            for measured in (self.scored, self.picture_seconds, self.timings):
+                measured.pop(candidate.key, None)
         other_processes = tuple(self.processes.values())
         try:
             self._start(CandidateProcess(task, self.sweep.memory_limit, other_processes))
@@ -143,16 +180,24 @@ class PipelineProcesses:
         return True
 
     def close(self, candidate: Candidate) -> None:
-        """Kill a candidate's process if it is open, and delete stored pictures of the chosen networks.
-
-        Stored pictures are deleted because other networks may be chosen next. Pictures of BASELINE_PIPELINE and
-        OPENVINO_PIPELINE, whose networks do not change, are kept, unless the closed candidate is one of these two.
-        """
-        process = self.processes.pop(candidate.key, None)
+        """Kill a candidate's process if it is open. Its pictures and their scores are kept."""
+        process = self.processes.pop(process_candidate(candidate).key, None)
         if process:
             process.kill()
-            reusable = {BASELINE_PIPELINE.key, OPENVINO_PIPELINE.key} - {candidate.key}
-            self.scored = {key: samples for key, samples in self.scored.items() if key in reusable}
+
+    def make_room(self, needed: int, keep: Sequence[Candidate]) -> None:
+        """Kill processes until a new one fits into the memory limit; those opened first are killed first.
+
+        Args:
+            needed: estimated bytes of the new process.
+            keep: candidates whose processes are not killed.
+        """
+        kept = {process_candidate(candidate).key for candidate in keep}
+        for key in [key for key in self.processes if key not in kept]:
+            used = sum(process.memory_bytes for process in self.processes.values())
+            if self.sweep.memory_limit is None or used + needed <= self.sweep.memory_limit:
+                return
+            self.processes.pop(key).kill()
 
     def reopen_dead(self) -> None:
         """Start a new process for each pipeline whose process has died, and generate one picture with it.
@@ -167,20 +212,30 @@ class PipelineProcesses:
 
     def is_open(self, candidate: Candidate) -> bool:
         """Return whether a process that can generate pictures of the candidate is open."""
-        return self._process_key(candidate) in self.processes
+        return process_candidate(candidate).key in self.processes
 
     def score_samples(self, candidate: Candidate, count: int) -> ScoredSamples:
         """Return the first `count` pictures of a candidate, with verdicts of a program (oracle); generate missing ones.
 
-        For a model without such a program, the pictures are the first `count` of the comparison requests, which may be
-        fewer.
+        For a model without such a program, the pictures are those of the comparison requests, which may be fewer.
         """
         stored = self.scored.get(candidate.key)
-        stored_count = len(stored.samples.pictures) if stored else 0
-        if stored is None or (stored_count < count and stored.correct is not None):
-            more = self._generate_and_score(candidate, stored_count, count)
+        stored_count = self.scored_count(candidate)
+        wanted = count if self._has_oracle else min(count, len(self._comparison_requests()))
+        if stored is None or stored_count < wanted:
+            more = self._generate_and_score(candidate, stored_count, wanted)
             self.scored[candidate.key] = stored.concatenate(more) if stored else more
-        return self.scored[candidate.key].head(count)
+        return self.scored[candidate.key].head(wanted)
+
+    def scored_count(self, candidate: Candidate) -> int:
+        """Return how many pictures of a candidate have been generated for comparison."""
+        stored = self.scored.get(candidate.key)
+        return len(stored.samples.pictures) if stored else 0
+
+    def seconds_per_picture(self, candidate: Candidate) -> float | None:
+        """Return the seconds that one more picture of a candidate takes for comparison; None: none was generated."""
+        seconds = self.picture_seconds.get(candidate.key)
+        return seconds[-1] if seconds else None
 
     def evaluate(self, candidate: Candidate, count: int) -> Trial:
         """Measure a pipeline candidate next to BASELINE_PIPELINE, judge it, and add the result to the report.
@@ -200,9 +255,12 @@ class PipelineProcesses:
         folder.mkdir(parents=True, exist_ok=True)
         files = write_sample_images(folder, scored.samples, self.sweep.workspace.directory)
         correct = None if scored.correct is None or base.correct is None else (base.correct, scored.correct)
+        strict = None if scored.strict is None or base.strict is None else (base.strict, scored.strict)
         latents = (base.samples.latents, scored.samples.latents)
-        pictures = compare_pictures(base.samples.pictures, scored.samples.pictures, latents, correct, files)
-        comparison = compare_latency(self.timer(BASELINE_PIPELINE), self.timer(candidate), _SHORT_BUDGET)
+        pictures = compare_pictures(
+            base.samples.pictures, scored.samples.pictures, latents, correct, files, strict=strict
+        )
+        comparison = self.compare_speed(candidate)
         trial = Trial(
             candidate,
             "accepted",
@@ -210,30 +268,59 @@ class PipelineProcesses:
             seconds=comparison.candidate,
             baseline_seconds=comparison.baseline,
             ratio=comparison.ratio,
-            peak_bytes=self.peaks[self._process_key(candidate)],
+            peak_bytes=self.peaks[process_candidate(candidate).key],
         )
         trial = judge_trial(trial, self.sweep.report.bounds)
         self.sweep.add_trial(trial)
         return trial
 
-    def measure_speedup(self, candidate: Candidate) -> Ratio:
-        """Return the speed-up of other sampling options over the pipeline's own ones (CHOSEN_PIPELINE).
+    def compare_speed(self, candidate: Candidate) -> LatencyComparison:
+        """Return the speed of a candidate next to BASELINE_PIPELINE, measured once.
 
-        Both sets of options run on the same networks and are timed in three rounds.
+        Both are timed in the same three rounds. Where a picture takes long (SLOW_PICTURE_SECONDS), the seconds of the
+        pictures that were generated for comparison are used, each beside the baseline's of the same request.
         """
-        return compare_latency(self.timer(CHOSEN_PIPELINE), self.timer(candidate), _SHORT_BUDGET).ratio
+        if candidate.key not in self.timings:
+            self.timings[candidate.key] = (
+                self._compare_generated(candidate)
+                if self.is_slow
+                else compare_latency(self.timer(BASELINE_PIPELINE), self.timer(candidate), _SHORT_BUDGET)
+            )
+        return self.timings[candidate.key]
+
+    @property
+    def is_slow(self) -> bool:
+        """Return whether a picture of the baseline takes SLOW_PICTURE_SECONDS or more."""
+        return (self.seconds_per_picture(BASELINE_PIPELINE) or 0.0) >= SLOW_PICTURE_SECONDS
 
     def timer(self, candidate: Candidate) -> Callable[[int], float]:
         """Return a function that generates a number of pictures with a candidate, and returns their total seconds."""
         process, request = self._process(candidate), self._first_request(candidate)
         return lambda calls: process.call(TimePictures(request, calls), timeout=calls * self.sweep.timeout)
 
+    def record_trajectories(self, candidate: Candidate, count: int) -> list[RecordedTrajectory]:
+        """Return the trajectories of the first `count` comparison requests with a candidate's sampling options."""
+        process, recorded = self._process(candidate), []
+        for number, request in enumerate(self._comparison_requests()[:count]):
+            path = process.folder / f"trajectory-{number}.npz"
+            process.call(RecordTrajectory(_variant_request(candidate, request), str(path)), timeout=self.sweep.timeout)
+            recorded.append(read_trajectory(path))
+            path.unlink()
+        return recorded
+
+    def _compare_generated(self, candidate: Candidate) -> LatencyComparison:
+        baseline, own = self.picture_seconds[BASELINE_PIPELINE.key], self.picture_seconds[candidate.key]
+        while len(own) < _MIN_SLOW_ROUNDS:
+            own.append(self.timer(candidate)(1))
+        before = [baseline[number % len(baseline)] for number in range(len(own))]
+        return LatencyComparison(summarise(before), summarise(own), paired_ratio(before, own))
+
     def _start(self, process: CandidateProcess) -> None:
         candidate = process.task.candidate
         self.stack.callback(process.kill)
         process.start()
         try:
-            process.call(TimePictures(self._first_request(candidate), 1), timeout=self.sweep.timeout)
+            process.call(TimePictures(self._opening_request(candidate), 1), timeout=self.sweep.timeout)
         except CandidateError:
             process.kill()
             raise
@@ -241,33 +328,62 @@ class PipelineProcesses:
         self.peaks[candidate.key] = process.peak_bytes
 
     def _generate_and_score(self, candidate: Candidate, begin: int, count: int) -> ScoredSamples:
-        if not has_oracle(self.manifest):
-            return ScoredSamples(
-                self._generate(candidate, comparison_requests(self.manifest, self.sweep.options.requests)), None
-            )
+        if not self._has_oracle:
+            return ScoredSamples(self._generate(candidate, self._comparison_requests()[begin:count]), None)
         from stillhouse.shapes.oracle import score_picture
 
         captions = held_out_captions(count)[begin:]
-        samples = self._generate(candidate, [request for _, request in captions])
-        pairs = zip(samples.pictures, captions, strict=True)
+        alone = max(0, min(count, SAMPLE_COUNT) - begin)
+        parts = [
+            self._generate(candidate, [request for _, request in part], batch)
+            for part, batch in ((captions[:alone], 1), (captions[alone:], _BATCH))
+            if part
+        ]
+        samples = CandidateSamples(
+            np.concatenate([part.pictures for part in parts]), np.concatenate([part.latents for part in parts])
+        )
+        scores = [
+            score_picture(picture, description)
+            for picture, (description, _) in zip(samples.pictures, captions, strict=True)
+        ]
         return ScoredSamples(
-            samples, tuple(bool(score_picture(picture, description).all_correct) for picture, (description, _) in pairs)
+            samples,
+            tuple(bool(score.all_correct) for score in scores),
+            tuple(float(score.strict) == 1.0 for score in scores),
         )
 
-    def _generate(self, candidate: Candidate, requests: Sequence[ImageRequest]) -> CandidateSamples:
-        process = self._process(candidate)
-        variants = tuple(_variant_request(candidate, request) for request in requests)
-        process.call(Generate(variants), timeout=self.sweep.timeout)
-        return read_candidate_samples(process.folder)
+    def _generate(self, candidate: Candidate, requests: Sequence[ImageRequest], batch: int = 1) -> CandidateSamples:
+        """Generate pictures in batches, and remember their seconds: of each picture where the batch is 1, else mean."""
+        process, seconds = self._process(candidate), self.picture_seconds.setdefault(candidate.key, [])
+        parts = []
+        step = 1 if batch == 1 else len(requests)
+        for start in range(0, len(requests), step):
+            variants = tuple(_variant_request(candidate, request) for request in requests[start : start + step])
+            total = process.call(Generate(variants, batch), timeout=self.sweep.timeout)
+            seconds.append(total / len(variants))
+            parts.append(read_candidate_samples(process.folder))
+        return CandidateSamples(
+            np.concatenate([part.pictures for part in parts]), np.concatenate([part.latents for part in parts])
+        )
+
+    @property
+    def _has_oracle(self) -> bool:
+        return has_oracle(self.manifest)
+
+    def _comparison_requests(self) -> list[ImageRequest]:
+        return comparison_requests(self.manifest, self.sweep.options.requests)
 
     def _first_request(self, candidate: Candidate) -> ImageRequest:
-        return _variant_request(candidate, comparison_requests(self.manifest, self.sweep.options.requests)[0])
+        return _variant_request(candidate, self._comparison_requests()[0])
+
+    def _opening_request(self, candidate: Candidate) -> ImageRequest:
+        """Return the request whose picture opens all networks: of one step where steps take long and may be changed."""
+        first = self._first_request(candidate)
+        is_fixed = candidate.recipe == DISTILLED or (self.manifest.distilled and self.manifest.distilled.timesteps)
+        return replace(first, steps=1) if is_heavy(self.manifest) and not is_fixed else first
 
     def _process(self, candidate: Candidate) -> CandidateProcess:
-        return self.processes[self._process_key(candidate)]
-
-    def _process_key(self, candidate: Candidate) -> str:
-        return CHOSEN_PIPELINE.key if candidate.recipe == CHOSEN_PIPELINE.recipe else candidate.key
+        return self.processes[process_candidate(candidate).key]
 
     def _folder(self, candidate: Candidate) -> Path:
         return self.folder / candidate.key

@@ -44,8 +44,8 @@ def choose_trials(report: Report, goal: Goal, bounds: Bounds) -> Report:
         return replace(decided, chosen={})
     if best is baseline:
         return replace(decided, chosen=dict(decided.baselines))
-    networks = {**decided.chosen, **(decided.evaluated_with if best.candidate.recipe == SAMPLING else {})}
-    return replace(decided, chosen={**networks, PIPELINE: best.candidate.key})
+    networks = {**decided.chosen, **_networks_of(decided, best), PIPELINE: best.candidate.key}
+    return replace(decided, chosen=networks)
 
 
 def choose_networks(report: Report, goal: Goal, bounds: Bounds) -> Report:
@@ -96,11 +96,20 @@ def _baseline_trial(report: Report, component: str) -> Trial | None:
     return next((trial for trial in report.trials_of(component) if trial.candidate.key == key), None)
 
 
+def _networks_of(report: Report, pipeline: Trial) -> Mapping[str, str]:
+    """Return the key of each network, by component, with which a pipeline was measured; a student has its own."""
+    if pipeline.candidate.recipe != SAMPLING:
+        return {}
+    return {**report.evaluated_with, **report.networks_of(pipeline.candidate)}
+
+
 def _with_accepted_networks(report: Report, pipelines: Iterable[Trial]) -> list[Trial]:
     """Return the pipelines whose networks are all accepted; a distilled student brings networks of its own."""
-    names = report.evaluated_with.items()
-    is_accepted = all(report.trial(name, key).status == "accepted" for name, key in names)
-    return [trial for trial in pipelines if is_accepted or trial.candidate.recipe != SAMPLING]
+    return [
+        pipeline
+        for pipeline in pipelines
+        if all(report.trial(name, key).status == "accepted" for name, key in _networks_of(report, pipeline).items())
+    ]
 
 
 def best_trial(trials: Iterable[Trial], goal: Goal) -> Trial | None:

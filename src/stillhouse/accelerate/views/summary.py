@@ -431,7 +431,9 @@ def _describe_evaluated_with(report: Report, outcome: Outcome) -> str:
     The sentence is empty if these are the networks that are chosen one by one for the goal.
     """
     wanted = choose_networks(report, report.goal, report.bounds).chosen if outcome == "baseline" else report.chosen
-    others = {name: key for name, key in report.evaluated_with.items() if wanted.get(name) != key}
+    pipeline = report.chosen.get(PIPELINE)
+    own = report.networks_of(report.trial(PIPELINE, pipeline).candidate) if pipeline else {}
+    others = {name: key for name, key in {**report.evaluated_with, **own}.items() if wanted.get(name) != key}
     descriptions = [f"{printable(name)} on {report.trial(name, key).candidate.name}" for name, key in others.items()]
     if not descriptions:
         return ""
