@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.grid import markdown_table
 from benchmarks.record import RESULTS, read_results, write_results
 from stillhouse.accelerate.calibration.calibration_data import PROBES_FILE, read_probes
 from stillhouse.accelerate.calibration.record_calibration import record_pipeline_probes
@@ -100,6 +101,8 @@ def list_ways() -> list[Way]:
         *_cross(tuple(NETWORKS)[1:], ("ddim",), ("35",), (_ALWAYS,)),
         *_cross(("openvino bf16",), ("dpmpp_2m", "unipc", "ddim"), _STEPS, _GUIDANCE),
         *_cross(("openvino int8 bf16",), ("dpmpp_2m", "unipc"), ("16", *fast), _GUIDANCE[:3]),
+        *_cross(("openvino int8 bf16",), ("ddim",), fast[1:], _GUIDANCE[:3]),
+        *_cross(("openvino int8",), ("ddim",), ("8", "6", "5"), _GUIDANCE[:2]),
         *_cross(("openvino f32", "openvino int8"), ("dpmpp_2m",), fast, (_ALWAYS, "0-0.6")),
         *_cross(("onnxruntime int8",), ("dpmpp_2m",), ("12", "10", "8"), (_ALWAYS,)),
         *(Way(f"{student}, {network}") for student in ("shapes-3", "shapes-1") for network in tuple(NETWORKS)[:4]),
@@ -110,7 +113,10 @@ def list_ways() -> list[Way]:
         *_cross(("openvino bf16",), ("heun",), ("8", "6", "5", "4"), (_ALWAYS,)),
         *(
             replace(way, decoder=decoder)
-            for way in _cross(("openvino bf16",), ("dpmpp_2m",), ("10", "8", "6", "5"), (_ALWAYS, "0-0.6"))
+            for way in (
+                *_cross(("openvino bf16",), ("dpmpp_2m",), ("10", "8", "6", "5"), (_ALWAYS, "0-0.6")),
+                *_cross(("openvino bf16", "openvino int8 bf16"), ("ddim",), ("6", "5"), (_ALWAYS, "0-0.8")),
+            )
             for decoder in ("openvino bf16", "openvino int8")
         ),
     ]
@@ -157,6 +163,36 @@ def _rank() -> None:
         print(
             f"{'+' if _is_acceptable(rows, way) else '-'} {_predicted_cost(way):6.2f} {way.name:75} {gains} {seconds}"
         )
+
+
+def grid_table(results: Mapping[str, Any]) -> str:
+    """Return a Markdown table of the fastest acceptable ways, and a sentence about all ways.
+
+    Args:
+        results: content of results/pipeline_grid.json.
+    """
+    rows = results["rows"]
+    ways = _measured_ways(rows)
+    acceptable = [way for way in ways if way != PLAIN_LOOP and _is_acceptable(rows, way)]
+    timed = [way for way in acceptable if "ratio" in rows[way.name]]
+    shown = sorted(timed, key=lambda way: -rows[way.name]["ratio"]["value"]) or sorted(acceptable, key=_predicted_cost)
+    table = markdown_table(
+        ["way", "seconds", "against the plain loop", "captions", "all correct, points", "strict, points"],
+        [
+            [
+                way.name,
+                f"{row['seconds']['median']:.3f}" if "seconds" in row else "",
+                f"**{row['ratio']['value']:.1f}x** ({row['ratio']['low']:.1f} to {row['ratio']['high']:.1f})"
+                if "ratio" in row
+                else "",
+                f"{row['captions']:,}",
+                *(_format_gain(rows, way, name) for name in SCORES),
+            ]
+            for way in shown[:FINALISTS]
+            for row in [rows[way.name]]
+        ],
+    )
+    return f"{table}\n{len(ways)} ways, {len(acceptable)} of them at most {MAX_DROP:g} point lower in both scores.\n"
 
 
 def _format_gain(rows: Mapping[str, Any], way: Way, score: str) -> str:

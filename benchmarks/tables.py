@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.gpu import tables as gpu
 from benchmarks.grid import markdown_table
+from benchmarks.pipeline_grid import grid_table
 from benchmarks.real_models import tables as real_models
 from benchmarks.record import RESULTS, read_results
 from benchmarks.serving import tables as serving
@@ -279,6 +280,7 @@ _TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "accelerate_sd15": _accelerate_sd15,
     "choice": _choice,
     "real_models": real_models.models_table,
+    "pipeline_grid": grid_table,
     "policies": _policies,
     "tick": _tick,
     "distill": _distill,
@@ -306,6 +308,7 @@ _COMMANDS: Mapping[str, str] = {
     "accelerate_sd15": "python -m benchmarks.accelerate sd15",
     "choice": "python -m benchmarks.accelerate choice",
     "real_models": "python -m benchmarks.real_models",
+    "pipeline_grid": "python -m benchmarks.pipeline_grid time",
     "policies": "python -m benchmarks.policies",
     "tick": "python -m benchmarks.tick",
     "serving": "python -m benchmarks.serving",

@@ -11,8 +11,11 @@ import torch
 
 import stillhouse
 from stillhouse.accelerate.calibration.calibration_data import Probe, read_probes, write_probes
+from stillhouse.accelerate.evaluation.candidate_messages import RecordTrajectory
 from stillhouse.accelerate.evaluation.candidate_worker import LARGE_BATCH_FILE, OUTPUTS_FILE, CandidateWorker
+from stillhouse.accelerate.evaluation.sample_images import read_candidate_samples
 from stillhouse.accelerate.evaluation.task import CandidateTask
+from stillhouse.accelerate.evaluation.trajectory import read_trajectory
 from stillhouse.accelerate.records.candidate import Candidate
 from stillhouse.backends.runner import GraphRunner
 from stillhouse.core import ImageRequest
@@ -188,3 +191,24 @@ def test_each_picture_of_a_timing_is_generated(tmp_path: Path, monkeypatch: pyte
     )
     assert worker.time_pictures(ImageRequest("a red circle"), 3) > 0
     assert started == ["a red circle"] * 3
+
+
+def test_pictures_of_a_batch_are_those_that_are_generated_alone(tmp_path: Path) -> None:
+    task = CandidateTask(
+        Candidate("pipeline", "stillhouse", "sampling"),
+        graph="",
+        folder=str(tmp_path),
+        artifact="",
+        threads=1,
+        pipeline=str(find_pipeline("shapes")),
+    )
+    worker = CandidateWorker(task)
+    requests = [ImageRequest("a red circle", seed=seed, steps=2) for seed in range(3)]
+    assert worker.generate(requests) > 0
+    alone = read_candidate_samples(tmp_path)
+    worker.generate(requests, batch=2)
+    together = read_candidate_samples(tmp_path)
+    assert np.array_equal(alone.pictures, together.pictures)
+    assert np.allclose(alone.latents, together.latents, atol=1e-4)
+    worker.run(RecordTrajectory(requests[0], str(tmp_path / "trajectory.npz")))
+    assert np.allclose(read_trajectory(tmp_path / "trajectory.npz").final, alone.latents[0], atol=1e-4)
