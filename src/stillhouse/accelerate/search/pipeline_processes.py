@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from stillhouse.accelerate.evaluation.sample_images import (
     read_candidate_samples,
     write_sample_images,
 )
+from stillhouse.accelerate.evaluation.scored_samples import SCORED_FILE, ScoredSamples, read_scored, write_scored
 from stillhouse.accelerate.evaluation.task import CandidateTask
 from stillhouse.accelerate.evaluation.trajectory import RecordedTrajectory, read_trajectory
 from stillhouse.accelerate.records.candidate import DISTILLED, PIPELINE, Candidate
@@ -48,39 +49,6 @@ one at a time, as a user does, so that a network that is right only in batches i
 _MIN_SLOW_ROUNDS = 2
 
 
-@dataclass(frozen=True, slots=True)
-class ScoredSamples:
-    """Pictures of one pipeline candidate.
-
-    Args:
-        samples: the pictures and their final latents.
-        correct: for each picture, whether a program (oracle) finds that it shows what the prompt asks for; None: there
-            is no such program for the model.
-        strict: for each picture, whether it also has sharp edges and flat colours; None where `correct` is.
-    """
-
-    samples: CandidateSamples
-    correct: tuple[bool, ...] | None
-    strict: tuple[bool, ...] | None = None
-
-    def head(self, count: int) -> "ScoredSamples":
-        """Return the first `count` pictures with their latents and verdicts; all pictures where there are fewer."""
-        samples = CandidateSamples(self.samples.pictures[:count], self.samples.latents[:count])
-        return ScoredSamples(
-            samples,
-            None if self.correct is None else self.correct[:count],
-            None if self.strict is None else self.strict[:count],
-        )
-
-    def concatenate(self, more: "ScoredSamples") -> "ScoredSamples":
-        """Return these pictures followed by the pictures of `more`, which are of the same candidate."""
-        pictures = np.concatenate([self.samples.pictures, more.samples.pictures])
-        latents = np.concatenate([self.samples.latents, more.samples.latents])
-        correct = None if self.correct is None or more.correct is None else self.correct + more.correct
-        strict = None if self.strict is None or more.strict is None else self.strict + more.strict
-        return ScoredSamples(CandidateSamples(pictures, latents), correct, strict)
-
-
 def process_candidate(candidate: Candidate) -> Candidate:
     """Return the pipeline candidate under which the process of a candidate is opened.
 
@@ -104,10 +72,15 @@ class PipelineProcesses:
         manifest: manifest of the original pipeline.
         folder: directory in which each candidate gets a folder for its measurements.
         stack: exit stack to which the processes are added; closing the stack kills them.
+        keeps_scores: whether scored pictures of BASELINE_PIPELINE are kept in a file, so that the next run of a sweep
+            does not generate them again.
     """
 
-    def __init__(self, sweep: SweepState, manifest: Manifest, folder: Path, stack: ExitStack) -> None:
+    def __init__(
+        self, sweep: SweepState, manifest: Manifest, folder: Path, stack: ExitStack, keeps_scores: bool = False
+    ) -> None:
         self.sweep, self.manifest, self.folder, self.stack = sweep, manifest, folder.resolve(), stack
+        self.keeps_scores = keeps_scores
         self.processes: dict[str, CandidateProcess] = {}
         self.peaks: dict[str, int] = {}
         self.scored: dict[str, ScoredSamples] = {}
@@ -219,12 +192,18 @@ class PipelineProcesses:
 
         For a model without such a program, the pictures are those of the comparison requests, which may be fewer.
         """
+        file = self._folder(candidate) / SCORED_FILE
+        is_kept = self.keeps_scores and self._has_oracle and candidate == BASELINE_PIPELINE
+        if is_kept and candidate.key not in self.scored and file.is_file():
+            self.scored[candidate.key] = read_scored(file)
         stored = self.scored.get(candidate.key)
         stored_count = self.scored_count(candidate)
         wanted = count if self._has_oracle else min(count, len(self._comparison_requests()))
         if stored is None or stored_count < wanted:
             more = self._generate_and_score(candidate, stored_count, wanted)
             self.scored[candidate.key] = stored.concatenate(more) if stored else more
+            if is_kept:
+                write_scored(file, self.scored[candidate.key])
         return self.scored[candidate.key].head(wanted)
 
     def scored_count(self, candidate: Candidate) -> int:

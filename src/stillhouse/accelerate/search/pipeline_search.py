@@ -70,7 +70,7 @@ def search_pipelines(sweep: SweepState) -> None:
     manifest = original_manifest(sweep.workspace.directory)
     with ExitStack() as stack:
         folder = sweep.workspace.directory / TRIALS / PIPELINE
-        search = _PipelineSearch(sweep, manifest, PipelineProcesses(sweep, manifest, folder, stack))
+        search = _PipelineSearch(sweep, manifest, PipelineProcesses(sweep, manifest, folder, stack, keeps_scores=True))
         try:
             search.run()
         except CandidateError as failure:

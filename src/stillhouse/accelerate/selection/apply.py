@@ -14,6 +14,7 @@ from stillhouse.accelerate.calibration.calibration_data import PROBES_FILE, read
 from stillhouse.accelerate.evaluation.build import candidate_component
 from stillhouse.accelerate.evaluation.candidate_worker import OUTPUTS_FILE, PICTURES_FILE
 from stillhouse.accelerate.evaluation.context import ARTIFACTS_FOLDER
+from stillhouse.accelerate.evaluation.scored_samples import SCORED_FILE
 from stillhouse.accelerate.records.candidate import DECODER, NETWORK, PIPELINE
 from stillhouse.accelerate.records.report import REPORT_FILE, Report
 from stillhouse.accelerate.records.trial import Trial
@@ -196,7 +197,8 @@ def remove_leftovers(directory: Path, report: Report) -> None:
             is_baseline = trial.candidate.key == baseline
             # While the run can be resumed, the baseline's pictures are kept: a large model generates them for minutes.
             if not (is_baseline and report.is_resumable):
-                (folder / trial.candidate.key / PICTURES_FILE).unlink(missing_ok=True)
+                for file in (PICTURES_FILE, SCORED_FILE):
+                    (folder / trial.candidate.key / file).unlink(missing_ok=True)
             if not is_baseline:
                 (folder / trial.candidate.key / OUTPUTS_FILE).unlink(missing_ok=True)
 

@@ -431,9 +431,11 @@ def _describe_evaluated_with(report: Report, outcome: Outcome) -> str:
     The sentence is empty if these are the networks that are chosen one by one for the goal.
     """
     wanted = choose_networks(report, report.goal, report.bounds).chosen if outcome == "baseline" else report.chosen
-    pipeline = report.chosen.get(PIPELINE)
-    own = report.networks_of(report.trial(PIPELINE, pipeline).candidate) if pipeline else {}
-    others = {name: key for name, key in {**report.evaluated_with, **own}.items() if wanted.get(name) != key}
+    measured = dict(report.evaluated_with)
+    for trial in report.trials_of(PIPELINE):
+        if trial.candidate.key == report.chosen.get(PIPELINE):
+            measured |= report.networks_of(trial.candidate)
+    others = {name: key for name, key in measured.items() if wanted.get(name) != key}
     descriptions = [f"{printable(name)} on {report.trial(name, key).candidate.name}" for name, key in others.items()]
     if not descriptions:
         return ""
