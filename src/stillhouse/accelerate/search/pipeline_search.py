@@ -233,7 +233,7 @@ class _PipelineSearch:
         own = self.sweep.find_trial(CHOSEN_PIPELINE)
         plan = sampling_plan(self.manifest, {})
         if networks and own and own.seconds:
-            rest = own.seconds.median - picture_seconds(plan, networks[0])
+            rest = own.seconds.median - picture_seconds(plan, self._own_networks(networks))
             overhead = max(0.0, rest / len(plan.evaluations))
         ranked = rank_variants(self.manifest, networks, recorded, overhead)
         middle = ranked[len(ranked) // 2].seconds if ranked else 0.0
@@ -261,6 +261,16 @@ class _PipelineSearch:
             can_cache=make_step_cache(self.sweep.workspace.directory, self._components()[0]) is not None
         )
         return list_networks(report, with_cache) or [chosen]
+
+    def _own_networks(self, networks: Sequence[NetworkChoice]) -> NetworkChoice:
+        """Return the choice of networks with the denoiser of CHOSEN_PIPELINE; if there is none, the first."""
+        report = self.sweep.report
+        names = [
+            trial.candidate.name
+            for trial in report.trials_of(DENOISER)
+            if trial.candidate.key == report.evaluated_with.get(DENOISER)
+        ]
+        return next((choice for choice in networks if choice.names.get(DENOISER) in names), networks[0])
 
     def _can_cache(self, denoiser: str) -> bool:
         trials = [trial for trial in self.sweep.report.trials_of(DENOISER) if trial.candidate.name == denoiser]

@@ -14,7 +14,7 @@ from typing import Protocol
 from stillhouse.accelerate.evaluation.accuracy import score_gains
 from stillhouse.accelerate.evaluation.candidate_process import CandidateError
 from stillhouse.accelerate.evaluation.latency import LatencyComparison
-from stillhouse.accelerate.evaluation.score_decision import is_unlikely, next_look
+from stillhouse.accelerate.evaluation.score_decision import MIN_ACCEPTED, is_unlikely, next_look
 from stillhouse.accelerate.records.candidate import DISTILLED, PIPELINE, Candidate
 from stillhouse.accelerate.records.trial import BUDGET_ENDED, Trial
 from stillhouse.accelerate.search.sampling_variants import split_options
@@ -26,6 +26,9 @@ SEARCH_SHARE = 0.92
 _ERROR_STEP = 0.8
 """After a rejection, variants of the same networks come first whose estimated error is below this share of the rejected
 one's."""
+_SAFE_ERROR_STEP, _SAFE_SHARE = 0.4, 0.5
+"""The same share once less than `_SAFE_SHARE` of the search's time is left and nothing is accepted yet, so that the
+search ends with a variant rather than with the boldest undecided one."""
 _MIN_SPEEDUP = 1.05
 """Minimum speed-up of a variant over the chosen networks with the pipeline's own sampling options."""
 _SCORING_SECONDS = 0.006
@@ -60,10 +63,13 @@ class VariantSearch:
         baseline, own: candidates of the original pipeline, and of the chosen networks with its sampling options.
         has_scores: whether a program (oracle) scores the pictures. Otherwise one look decides.
         finished: keys of variants that are decided, failed or set aside.
-        set_aside: undecided variants that are unlikely to be accepted; they come last.
+        set_aside: undecided variants that are unlikely to be accepted, or need many pictures; they come last.
         error_limits: by names of the networks, the smallest estimated error of a rejected variant.
         order_limits: as `error_limits`, but also of variants that were set aside.
-        corrections: measured seconds divided by predicted seconds of each timed variant.
+        corrections: by key of a timed variant, its measured cost divided by its predicted seconds. A cost is the share
+            of the baseline's seconds that a picture takes, measured in the same rounds, so that it does not depend on
+            the load of the machine.
+        seconds: seconds that were left when the search began.
     """
 
     sweep: SweepState
@@ -77,7 +83,8 @@ class VariantSearch:
     set_aside: list[RankedVariant] = field(default_factory=list)
     error_limits: dict[object, float] = field(default_factory=dict)
     order_limits: dict[object, float] = field(default_factory=dict)
-    corrections: list[float] = field(default_factory=list)
+    corrections: dict[str, float] = field(default_factory=dict)
+    seconds: float = float("inf")
 
     def run(self) -> None:
         """Decide variants, boldest first, until none is left that promises more than the fastest accepted one.
@@ -85,12 +92,13 @@ class VariantSearch:
         Then more pictures of the fastest accepted variant are generated, up to the last look, and at last of faster
         variants that were set aside. The search ends early when the share SEARCH_SHARE of the time budget is used.
         """
+        self.seconds = self.sweep.seconds_left(SEARCH_SHARE)
         while self.sweep.seconds_left(SEARCH_SHARE) > 0:
             variant = self._next_variant(item for item in self.ranked if item.candidate.key not in self.finished)
             if variant is not None:
                 self.decide(variant)
             elif not self._confirm_leader():
-                variant = self._next_variant(self.set_aside)
+                variant = self._fastest_set_aside()
                 if variant is None:
                     return
                 self.set_aside.remove(variant)
@@ -103,8 +111,10 @@ class VariantSearch:
             if self._trial(variant.candidate) is not None:
                 continue
             reason = BUDGET_ENDED
-            if leader and leader.seconds and self._promise(variant) >= leader.seconds.median:
-                reason = f"it promises no more speed than {leader.candidate.name}: {self._promise(variant):.3g} s"
+            if self._predicted_cost(variant) >= self._cost_to_beat():
+                other = leader.candidate.name if leader else "the own sampling options"
+                speed = 1 / self._predicted_cost(variant)
+                reason = f"it promises no more speed than {other}: {speed:.1f} times the baseline's"
             elif variant.error >= self.error_limits.get(_networks(variant.candidate), float("inf")):
                 reason = f"a variant of less estimated error was rejected: {variant.error:.2f} of the picture"
             self.sweep.add_trial(Trial(variant.candidate, "skipped", f"not compared: {reason}"))
@@ -123,6 +133,8 @@ class VariantSearch:
         if trial is None or trial.status == "skipped":
             trial = self._look_until_decided(variant, trial, is_patient)
         if trial is not None:
+            if trial.ratio and variant.seconds:
+                self.corrections[candidate.key] = 1 / trial.ratio.value / variant.seconds
             self._settle(variant, trial, is_patient)
 
     def _settle(self, variant: RankedVariant, trial: Trial, is_patient: bool = False) -> None:
@@ -162,8 +174,8 @@ class VariantSearch:
                 count = look
                 if trial.status != "skipped" or not self.has_scores:
                     break
-                if not is_patient and self._is_unlikely(trial):
-                    break
+                if not is_patient and (count >= MIN_ACCEPTED or self._is_unlikely(trial)):
+                    break  # milder variants come first, because most pictures are needed where scores are close
         except CandidateError as failure:
             trial = Trial(candidate, "failed", str(failure))
             self.sweep.add_trial(trial)
@@ -175,13 +187,13 @@ class VariantSearch:
             return False
         if not self.has_scores or variant.candidate.recipe == DISTILLED:
             return True  # few pictures take no longer than timing; students are requested by name
-        measured = self.processes.compare_speed(variant.candidate)
-        self.corrections.append(measured.candidate.median / variant.seconds)
-        leader = self.leader()
-        if measured.candidate.median < self._seconds_to_beat():
+        speed = self.processes.compare_speed(variant.candidate).ratio
+        self.corrections[variant.candidate.key] = 1 / speed.value / variant.seconds
+        if 1 / speed.high < self._cost_to_beat():
             return True
+        leader = self.leader()
         other = leader.candidate.name if leader else "the own sampling options"
-        reason = f"no speed-up over {other}: {measured.candidate.median:.3g} s a picture"
+        reason = f"no speed-up over {other}: {speed.value:.2f} times the baseline's speed"
         self.sweep.add_trial(Trial(variant.candidate, "rejected", reason))
         return False
 
@@ -215,33 +227,43 @@ class VariantSearch:
 
     def _next_variant(self, variants: Iterable[RankedVariant]) -> RankedVariant | None:
         """Return the fastest variant that may be accepted and promises more than the leader; None: there is none."""
-        target = self._seconds_to_beat()
+        target = self._cost_to_beat()
         open_variants = [
             variant
             for variant in variants
-            if self._promise(variant) < target
+            if self._predicted_cost(variant) < target
             and variant.error < self.error_limits.get(_networks(variant.candidate), float("inf"))
         ]
+        is_late = self.leader() is None and self.sweep.seconds_left(SEARCH_SHARE) < _SAFE_SHARE * self.seconds
+        share = _SAFE_ERROR_STEP if is_late else _ERROR_STEP
         likely = [
             variant
             for variant in open_variants
-            if variant.error <= _ERROR_STEP * self.order_limits.get(_networks(variant.candidate), float("inf"))
+            if variant.error <= share * self.order_limits.get(_networks(variant.candidate), float("inf"))
         ]
         return min(likely or open_variants, key=lambda variant: variant.seconds, default=None)
 
-    def _promise(self, variant: RankedVariant) -> float:
-        """Return the expected seconds of a picture: as measured, or as predicted and corrected by those measured."""
-        trial = self._trial(variant.candidate)
-        if trial and trial.seconds:
-            return trial.seconds.median
-        return variant.seconds * (median(self.corrections) if self.corrections else 1.0)
+    def _fastest_set_aside(self) -> RankedVariant | None:
+        """Return the fastest variant that was set aside and promises more than the leader; None: there is none."""
+        promising = [variant for variant in self.set_aside if self._predicted_cost(variant) < self._cost_to_beat()]
+        return min(promising, key=lambda variant: variant.seconds, default=None)
 
-    def _seconds_to_beat(self) -> float:
-        """Return the seconds of a picture below which a variant is worth generating pictures for."""
+    def _predicted_cost(self, variant: RankedVariant) -> float:
+        """Return the expected cost of a picture: as measured, or as predicted and corrected by those measured."""
+        trial = self._trial(variant.candidate)
+        if trial and trial.ratio:
+            return 1 / trial.ratio.value
+        baseline = self._trial(self.baseline)
+        if self.corrections:
+            return variant.seconds * median(self.corrections.values())
+        return variant.seconds / (baseline.seconds.median if baseline and baseline.seconds else 1.0)
+
+    def _cost_to_beat(self) -> float:
+        """Return the cost of a picture below which a variant is worth generating pictures for."""
         leader, own = self.leader(), self._trial(self.own)
-        if leader and leader.seconds:
-            return leader.seconds.median
-        return own.seconds.median / _MIN_SPEEDUP if own and own.seconds else float("inf")
+        if leader and leader.ratio:
+            return 1 / leader.ratio.value
+        return 1 / own.ratio.value / _MIN_SPEEDUP if own and own.ratio else float("inf")
 
     def _is_unlikely(self, trial: Trial) -> bool:
         drop = self.sweep.report.bounds.max_score_drop
