@@ -209,6 +209,21 @@ def test_a_variant_that_crashes_or_cannot_be_opened_is_not_the_end() -> None:
     assert closed.leader() is None and len(trials(closed, "failed")) == len(GAINS)
 
 
+def test_what_is_ended_with_the_budget_has_not_failed() -> None:
+    search, truth = make_search(GAINS)
+    truth.broken = {item.candidate.key for item in search.ranked}
+    truth.sweep.seconds = 250.0
+
+    def end_of_time(candidate: Candidate, count: int) -> Trial:
+        truth.sweep.seconds = 301.0
+        raise CandidateError("it took too long")
+
+    truth.evaluate = end_of_time  # type: ignore[method-assign]
+    search.run()
+    search.report_unreached()
+    assert not trials(search, "failed") and len(trials(search, "skipped")) == len(GAINS)
+
+
 def test_an_undecided_variant_goes_on_in_another_run() -> None:
     search, _ = make_search(GAINS, budget=12.0)
     search.run()

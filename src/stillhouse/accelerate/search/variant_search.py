@@ -177,8 +177,9 @@ class VariantSearch:
                 if not is_patient and (count >= MIN_ACCEPTED or self._is_unlikely(trial)):
                     break  # milder variants come first, because most pictures are needed where scores are close
         except CandidateError as failure:
-            trial = Trial(candidate, "failed", str(failure))
-            self.sweep.add_trial(trial)
+            if self.sweep.seconds_left() > 0:  # otherwise it was ended with the time budget, and is no failure
+                trial = Trial(candidate, "failed", str(failure))
+                self.sweep.add_trial(trial)
         return trial
 
     def _is_faster(self, variant: RankedVariant) -> bool:
