@@ -245,9 +245,17 @@ class VariantSearch:
         return min(likely or open_variants, key=lambda variant: variant.seconds, default=None)
 
     def _fastest_set_aside(self) -> RankedVariant | None:
-        """Return the fastest variant that was set aside and promises more than the leader; None: there is none."""
+        """Return the fastest variant that was set aside and promises more than the leader; None: there is none.
+
+        Variants that are unlikely to be accepted come after the others.
+        """
         promising = [variant for variant in self.set_aside if self._predicted_cost(variant) < self._cost_to_beat()]
-        return min(promising, key=lambda variant: variant.seconds, default=None)
+
+        def order(variant: RankedVariant) -> tuple[bool, float]:
+            trial = self._trial(variant.candidate)
+            return trial is not None and self._is_unlikely(trial), variant.seconds
+
+        return min(promising, key=order, default=None)
 
     def _predicted_cost(self, variant: RankedVariant) -> float:
         """Return the expected cost of a picture: as measured, or as predicted and corrected by those measured."""
