@@ -20,8 +20,8 @@ import numpy as np
 
 from benchmarks.grid import markdown_table
 from benchmarks.record import RESULTS, read_results, write_results
-from stillhouse.accelerate.calibration.calibration_data import PROBES_FILE, read_probes
-from stillhouse.accelerate.calibration.record_calibration import record_pipeline_probes
+from stillhouse.accelerate.calibration.calibration_data import read_probes
+from stillhouse.accelerate.calibration.record_calibration import InputFiles, input_files, record_pipeline_inputs
 from stillhouse.accelerate.evaluation.build import build_graph, candidate_component
 from stillhouse.accelerate.evaluation.candidate_messages import TimePictures
 from stillhouse.accelerate.evaluation.candidate_process import CandidateProcess
@@ -229,10 +229,7 @@ class _Grid:
         self.directory = prepare_workspace("shapes", _WORK / "workspace").directory
         self.captions = held_out_captions(CONFIRMED_CAPTIONS)
         self.opened: tuple[Any, Pipeline] | None = None
-        files = {role: _WORK / f"{role}-{PROBES_FILE}" for role in (DENOISER, DECODER)}
-        if not all(file.is_file() for file in files.values()):
-            record_pipeline_probes(self.directory, files, (), None)
-        self.probes = files
+        self.inputs = _record_inputs(self.directory, _WORK / "inputs", (DENOISER, DECODER))
 
     def score(self, way: Way, begin: int, end: int) -> dict[str, list[bool]]:
         """Return whether each picture of the captions `begin` to `end` is correct, by name of the score."""
@@ -289,17 +286,15 @@ class _Grid:
         self, candidate: Candidate, directory: Path, original: Component, student: str | None = None
     ) -> Component:
         if student and candidate.makes_graph:
-            files = {DENOISER: _WORK / f"{student}-{PROBES_FILE}"}
-            if not files[DENOISER].is_file():
-                record_pipeline_probes(prepare_workspace(student, _WORK / student).directory, files, (), None)
-            probes = files[DENOISER]
+            teacher = prepare_workspace(student, _WORK / student).directory
+            inputs = _record_inputs(teacher, _WORK / f"{student}-inputs", (DENOISER,))[DENOISER]
         else:
-            probes = self.probes[candidate.component]
+            inputs = self.inputs[candidate.component]
         graph, _ = build_graph(
             candidate,
             directory / original.graph,
             _WORK / (student or "model") / f"{candidate.component}-{candidate.artifact_key}",
-            read_probes(probes),
+            read_probes(inputs.calibration),
         )
         path = str(graph) if candidate.makes_graph else original.graph
         return candidate_component(candidate, path, original.weights)
@@ -418,6 +413,15 @@ _PARTS: Mapping[str, Callable[[], None]] = {
     "time": _time,
     "rank": _rank,
 }
+
+
+def _record_inputs(directory: Path, folder: Path, roles: Sequence[str]) -> dict[str, InputFiles]:
+    """Record probes and calibration data of some networks, unless this was done before, and return their files."""
+    files = {role: input_files(folder / role) for role in roles}
+    if not all(inputs.probes.is_file() for inputs in files.values()):
+        record_pipeline_inputs(directory, files, (), None)
+    return files
+
 
 if __name__ == "__main__":
     main()

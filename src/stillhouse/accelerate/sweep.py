@@ -42,8 +42,8 @@ from stillhouse.errors import InvalidRequest
 from stillhouse.pipelines.manifest import TRIALS, Component
 
 _COMPONENT_ORDER = ("denoiser", "network", "decoder", "text_encoder", "text_encoder_2", "encoder")
-_BUDGET_SHARES = {"denoiser": 0.4, DECODER: 0.44}
-_COMPONENTS_SHARE = 0.48
+_BUDGET_SHARES = {"denoiser": 0.33, DECODER: 0.38}
+_COMPONENTS_SHARE = 0.42
 """Share of the time budget that ends the measurement of networks without an entry in `_BUDGET_SHARES`, such as text
 encoders. The remaining time is for the measurement of whole pictures.
 """
