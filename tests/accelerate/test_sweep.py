@@ -250,3 +250,13 @@ def test_candidates_are_compared_at_the_ends_of_a_range_of_shapes(tmp_path: Path
     network = open_network(tmp_path / "out")
     for shape in ((1, 4), (3, 12), (2, 5)):
         assert network(dict.fromkeys(names, np.ones(shape, np.int64)))["pooled"].shape[0] == shape[0]
+
+
+def test_an_output_that_is_no_tensor_is_left_out_and_named(tmp_path: Path) -> None:
+    """A classifier of scikit-learn has a sequence of maps beside its labels."""
+    from onnxruntime import datasets
+
+    graph = datasets.get_example("logreg_iris.onnx")
+    report = run_sweep(prepare_workspace(graph, tmp_path / "out"), FEW)
+    assert report.baselines
+    assert any("is left out and not compared: it is a sequence" in warning for warning in report.warnings)

@@ -102,6 +102,8 @@ class Sweep(SweepState):
             ]
             self.save_report(replace(self.report, prompts=tuple(request.prompt for request in sample_requests)))
         for component in self.components:
+            for name, kind in component.signature.skipped_outputs.items():
+                self.add_warning(f"{component.name}: output {name} is left out and not compared: it is a {kind}")
             self._sweep_component(component, files[component.name])
         if self.workspace.is_pipeline:
             with self.activity("comparing pictures"):
