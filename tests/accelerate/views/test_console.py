@@ -9,6 +9,7 @@ from rich.console import Console
 
 from stillhouse.accelerate.views.console import format_report, print_report
 from stillhouse.accelerate.views.summary import headline
+from tests.accelerate.trials import make_report, make_trial
 from tests.accelerate.views.sweeps import HOSTILE, network_report, pipeline_report
 
 
@@ -119,3 +120,10 @@ def test_an_empty_report_is_told_too() -> None:
     assert format_report(replace(pipeline_report(), trials=(), baselines={}, chosen={}), 80).startswith(
         "Nothing was chosen."
     )
+
+
+def test_candidates_of_one_reason_share_a_line() -> None:
+    missing = [make_trial(name, status="excluded", reason="there is no GPU", ratio=None, seconds=None) for name in "abcd"]
+    text = format_report(make_report(make_trial("x"), *missing), width=120)
+    assert text.count("there is no GPU") == 1
+    assert "a f32; b f32 and 2 more: there is no GPU" in text

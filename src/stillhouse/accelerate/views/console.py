@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from stillhouse.accelerate.records.candidate import PIPELINE
 from stillhouse.accelerate.records.report import Report
-from stillhouse.accelerate.records.trial import Trial
+from stillhouse.accelerate.records.trial import Status, Trial
 from stillhouse.accelerate.views.formatting import (
     format_bytes,
     format_interval,
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 STATUS_STYLES = {"accepted": "green", "rejected": "yellow", "failed": "red", "excluded": "dim", "skipped": "dim"}
 _GAP, _NARROWEST_NAME = 2, 22
+_MOST_NAMES = 2
+"""Largest number of candidates of one reason that are named; further ones are counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,15 +161,23 @@ def _build_table(table_rows: Sequence[ReportRow], columns: Sequence[_TerminalCol
 
 
 def _build_reasons_table(not_accepted: Sequence[ReportRow]) -> "Table":
+    """Return a table of the rows that were not accepted with their reasons.
+
+    Rows of one verdict and reason share a line, at the place of the first. Many rows are counted, not named.
+    """
     from rich.table import Table
 
     table = Table(box=None, show_header=False, padding=(0, _GAP, 0, 0), pad_edge=False)
     table.add_column("", width=0)
     table.add_column("", no_wrap=True)
     table.add_column("", ratio=1, overflow="fold")
+    groups: dict[tuple[Status, str], list[ReportRow]] = {}
     for row in not_accepted:
-        status = row.trial.status
-        table.add_row("", _text(status, STATUS_STYLES[status]), _text(f"{row.name}: {row.reason}"))
+        groups.setdefault((row.trial.status, row.reason), []).append(row)
+    for (status, reason), rows in groups.items():
+        names = "; ".join(row.name for row in rows[:_MOST_NAMES])
+        more = f" and {len(rows) - _MOST_NAMES} more" if len(rows) > _MOST_NAMES else ""
+        table.add_row("", _text(status, STATUS_STYLES[status]), _text(f"{names}{more}: {reason}"))
     return table
 
 
