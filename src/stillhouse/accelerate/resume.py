@@ -70,6 +70,7 @@ def _load_report(workspace: Workspace, options: AccelerateOptions) -> Report | N
         memory_limit=options.memory_limit,
         price=options.price if options.price is not None else earlier.price,
         warnings=(),
+        careful=earlier.careful if earlier.bounds == bounds else (),
         exact_only=earlier.exact_only and earlier.bounds == bounds,
         finished=False,
     )

@@ -163,7 +163,8 @@ def test_a_decoder_that_is_chosen_draws_for_the_teacher(swept: tuple[Path, Repor
         for trial in report.trials_of(DECODER)
         if trial.candidate.recipe == DISTILLED and trial.status != "excluded"
     )
-    apply_choice(directory, replace(report, chosen={**report.chosen, DECODER: tiny.candidate.key}))
+    networks = {name: key for name, key in report.chosen.items() if name != PIPELINE}
+    apply_choice(directory, replace(report, chosen={**networks, DECODER: tiny.candidate.key}))
     manifest = read_manifest(directory, verify=True)
     assert manifest.components[DECODER].graph == tiny.graph and "student" not in manifest.components[DECODER].settings
     assert load(directory).generate("a red circle", seed=1).image.shape[2] == 3

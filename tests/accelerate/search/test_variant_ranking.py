@@ -134,3 +134,18 @@ def test_other_decoders_are_tried_where_decoding_takes_a_tenth_of_a_picture() ->
         for decoder in ("openvino f32, bf16", "onnxruntime f32")
     }
     assert {choice.decoder_seconds for choice in with_decoders} == {2.0, 3.0, 6.0}
+
+
+def test_variants_run_with_the_chosen_decoder_and_no_faster_one_where_care_is_needed() -> None:
+    report = networks_report()
+    bf16 = Candidate("decoder", "openvino", precision="bf16")
+    careful = replace(report, evaluated_with={"decoder": bf16.key}, careful=("decoder",))
+    networks = list_networks(careful)
+    assert {choice.names["decoder"] for choice in networks} == {bf16.name}
+    assert add_decoders(careful, networks, picture_seconds=1e-6) == networks
+    with_decoders = add_decoders(replace(careful, careful=()), networks, picture_seconds=1e-6)
+    assert {choice.names["decoder"] for choice in with_decoders} == {
+        "openvino int8-static",
+        bf16.name,
+        "onnxruntime f32",
+    }

@@ -274,3 +274,13 @@ def test_of_components_that_are_equally_fast_the_more_accurate_one_is_chosen_wha
 def test_a_trial_without_a_measured_accuracy_counts_as_inaccurate() -> None:
     unknown, poor = make_trial("unknown", 2.0, fidelity={}), make_trial("poor", 2.0, 0.5)
     assert best_trial([unknown, poor], "latency") == poor
+
+
+@given(TRIALS)
+def test_a_careful_component_takes_the_most_accurate_that_beats_the_baseline(trials: list[Trial]) -> None:
+    report = replace(compared(*trials), careful=("denoiser",))
+    chosen = choose_networks(report, "latency", Bounds(min_sqnr=0.0))
+    better = [t for t in chosen.trials if t.status == "accepted" and beats_baseline(t, BASELINE, "latency")]
+    expected = max((t.worst_fidelity.sqnr for t in better if t.worst_fidelity), default=999)
+    best = chosen.trial("denoiser", chosen.chosen["denoiser"]).worst_fidelity
+    assert best and best.sqnr == expected

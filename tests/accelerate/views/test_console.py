@@ -123,7 +123,9 @@ def test_an_empty_report_is_told_too() -> None:
 
 
 def test_candidates_of_one_reason_share_a_line() -> None:
-    missing = [make_trial(name, status="excluded", reason="there is no GPU", ratio=None, seconds=None) for name in "abcd"]
+    missing = [
+        make_trial(name, status="excluded", reason="there is no GPU", ratio=None, seconds=None) for name in "abcd"
+    ]
     text = format_report(make_report(make_trial("x"), *missing), width=120)
     assert text.count("there is no GPU") == 1
     assert "a f32; b f32 and 2 more: there is no GPU" in text

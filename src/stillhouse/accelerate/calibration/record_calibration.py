@@ -205,9 +205,11 @@ def main() -> None:
     }
     counts = {}
     for name, paths in task["files"].items():
-        calibration = without_probes(recorded["calibration"][name], recorded["probes"][name])
-        _write_inputs(InputFiles(*map(Path, paths)), calibration, recorded["probes"][name])
-        counts[name] = (len(calibration), len(recorded["probes"][name]))
+        # A text that was encoded for calibration is not encoded again, so a text encoder may have no calls of its own.
+        probes = recorded["probes"][name] or recorded["calibration"][name]
+        calibration = without_probes(recorded["calibration"][name], probes)
+        _write_inputs(InputFiles(*map(Path, paths)), calibration, probes)
+        counts[name] = (len(calibration), len(probes))
     print(json.dumps(counts))
 
 

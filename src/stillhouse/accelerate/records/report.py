@@ -77,6 +77,8 @@ class Report:
         memory_limit: bytes that open processes may use together, as the user requested; None: the default.
         exact_only: True restricts the choice to components with an SQNR of at least `accuracy.EXACT_SQNR`, because
             components that were accepted one by one violated a bound when used together.
+        careful: components for which the most accurate candidate that is better than the baseline is chosen, because
+            pictures with the fastest one were worse than allowed.
         version: version of the file format.
         warnings: sentences about what limits the result, such as probes that prove nothing; views show them first.
         activities: seconds by activity: recording inputs, building graphs, measuring candidates, comparing pictures.
@@ -107,6 +109,7 @@ class Report:
     timeout: float | None = None
     memory_limit: int | None = None
     exact_only: bool = False
+    careful: tuple[str, ...] = ()
     version: int = REPORT_VERSION
     warnings: tuple[str, ...] = ()
     activities: Mapping[str, float] = field(default_factory=dict)

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from stillhouse.accelerate.calibration.prompts import comparison_requests, has_oracle, is_heavy
+from stillhouse.accelerate.evaluation.accuracy import score_gains
 from stillhouse.accelerate.evaluation.candidate_process import CandidateError
-from stillhouse.accelerate.evaluation.score_decision import MIN_ACCEPTED, next_look
+from stillhouse.accelerate.evaluation.score_decision import MIN_ACCEPTED, is_unlikely, next_look
 from stillhouse.accelerate.evaluation.trajectory import RecordedTrajectory
 from stillhouse.accelerate.records.candidate import DECODER, DISTILLED, PIPELINE, Candidate
 from stillhouse.accelerate.records.report import Report
@@ -46,6 +47,8 @@ from stillhouse.pipelines.roles import DENOISER
 
 _FEW_PICTURES = 8
 """Number of pictures on which pipelines with equal sampling options are compared."""
+_CHOSEN_PICTURES = 128
+"""Number of pictures up to which the chosen networks are scored before variants run with them."""
 _TRAJECTORIES, _HEAVY_TRAJECTORIES = 2, 1
 """Number of trajectories that are recorded to estimate errors; the second is for models whose steps take seconds."""
 _RECORDING_SHARE = 0.25
@@ -129,15 +132,38 @@ class _PipelineSearch:
     def open_chosen(self) -> bool:
         """Open the pipeline of the chosen networks, and return whether its pictures are accepted.
 
-        If the pictures are not accepted, choose again among the networks whose outputs are almost exact, and check the
-        pictures once more.
+        Each network was chosen on its own, but the pictures that all chosen networks make together may violate a bound,
+        or be correct less often. Then a more accurate decoder is chosen, and if this is not enough, only networks whose
+        outputs are almost exact.
         """
-        if self._matches_baseline():
+        if self._matches_baseline() and self._keeps_score():
             return True
-        # Each network was chosen on its own, but the pictures that all chosen networks make together violate a bound.
-        # The next choice is limited to networks with almost exact outputs (exact_only).
+        self.sweep.report = replace(self.sweep.report, careful=(DECODER,))
+        if self._matches_baseline() and self._keeps_score():
+            return True
         self.sweep.report = replace(self.sweep.report, exact_only=True)
         return self._matches_baseline()
+
+    def _keeps_score(self) -> bool:
+        """Score more pictures of the chosen networks, and return whether these are correct as often as the baseline's.
+
+        Variants run with the same decoder, so that none of them could be accepted otherwise. The result is True where
+        nothing scores the pictures, and where the time does not suffice.
+        """
+        search = self._start_search(())
+        while has_oracle(self.manifest) and (trial := self.sweep.find_trial(CHOSEN_PIPELINE)) and trial.pictures:
+            count = trial.pictures.count
+            look = next_look(count)
+            if trial.status == "rejected" or is_unlikely(score_gains(trial), count, self._max_drop()):
+                return False
+            if look is None or count >= _CHOSEN_PICTURES or not search.affords(CHOSEN_PIPELINE, look):
+                break
+            self.processes.evaluate(CHOSEN_PIPELINE, look)
+        return True
+
+    def _max_drop(self) -> float:
+        drop = self.sweep.report.bounds.max_score_drop
+        return 0.01 if drop is None else drop / 100
 
     def evaluate_students(self) -> None:
         """Measure each distilled student with its own networks and sampling options."""

@@ -64,14 +64,16 @@ class RankedVariant:
 def list_networks(report: Report, can_cache: Sequence[str] = ()) -> list[NetworkChoice]:
     """Return the networks that variants run with: the fastest accepted ones of each recipe and precision.
 
-    The denoisers come first in the order of their speed. Decoders other than the fastest are added by
-    `add_decoders`, because only few pipelines gain by them.
+    The denoisers come first in the order of their speed. The decoder is that of the chosen networks. Others are added
+    by `add_decoders`, because only few pipelines gain by them.
 
     Args:
         report: report with the measurements of all networks and a choice.
         can_cache: names of the denoisers that support feature caching.
     """
-    decoder = _fastest(report, DECODER)[:1]
+    chosen = report.evaluated_with.get(DECODER)
+    decoder = [trial for trial in report.trials_of(DECODER) if trial.candidate.key == chosen and trial.ratio]
+    decoder = decoder or _fastest(report, DECODER)[:1]
     return [
         _combine(report, denoiser, *decoder, can_cache=denoiser.candidate.name in can_cache)
         for denoiser in _fastest(report, DENOISER)[:MAX_DENOISERS]
@@ -81,15 +83,18 @@ def list_networks(report: Report, can_cache: Sequence[str] = ()) -> list[Network
 def add_decoders(report: Report, networks: Sequence[NetworkChoice], picture_seconds: float) -> list[NetworkChoice]:
     """Return choices of networks, followed by the same denoisers with other decoders, where decoding takes long.
 
-    That is the case if the decoder takes more than `_DECODER_SHARE` of a picture.
+    That is the case if the decoder takes more than `_DECODER_SHARE` of a picture. No decoder is added where pictures
+    with the fastest one were worse than allowed.
 
     Args:
         report: report with the measurements of all networks.
         networks: choices of `list_networks`.
         picture_seconds: predicted seconds of one picture of the fastest variant that may be accepted.
     """
-    decoders = _fastest(report, DECODER)[1:MAX_DECODERS]
-    if not networks or networks[0].decoder_seconds <= _DECODER_SHARE * picture_seconds:
+    decoders = [
+        trial for trial in _fastest(report, DECODER)[:MAX_DECODERS] if trial.candidate.name not in _decoders(networks)
+    ]
+    if not networks or DECODER in report.careful or networks[0].decoder_seconds <= _DECODER_SHARE * picture_seconds:
         return list(networks)
     names = {choice.names[DENOISER]: choice for choice in networks if DENOISER in choice.names}
     denoisers = [trial for trial in _fastest(report, DENOISER) if trial.candidate.name in names]
@@ -177,6 +182,10 @@ def unbeaten_variants(variants: Sequence[RankedVariant]) -> list[RankedVariant]:
         if sum(other.error <= variant.error for other in kept) < _BEATEN_BY:
             kept.append(variant)
     return kept
+
+
+def _decoders(networks: Sequence[NetworkChoice]) -> set[str]:
+    return {choice.names[DECODER] for choice in networks if DECODER in choice.names}
 
 
 def _fastest(report: Report, role: str) -> list[Trial]:

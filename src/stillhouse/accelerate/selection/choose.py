@@ -62,7 +62,8 @@ def choose_networks(report: Report, goal: Goal, bounds: Bounds) -> Report:
         trials = decided.trials_of(component)
         if report.exact_only:
             trials = tuple(trial for trial in trials if is_visually_exact(trial))
-        if best := choose_trial(trials, baseline, goal, bounds):
+        choose = choose_accurate if component in report.careful else choose_trial
+        if best := choose(trials, baseline, goal, bounds):
             chosen[component] = best.candidate.key
     return replace(decided, chosen=chosen)
 
@@ -83,6 +84,16 @@ def choose_trial(trials: Iterable[Trial], baseline: Trial, goal: Goal, bounds: B
     if not keeps_bounds(baseline, bounds):
         return best_trial(others, goal)
     return best_trial((trial for trial in others if beats_baseline(trial, baseline, goal)), goal) or baseline
+
+
+def choose_accurate(trials: Iterable[Trial], baseline: Trial, goal: Goal, bounds: Bounds) -> Trial | None:
+    """Return the trial of the most accurate accepted candidate that beats the baseline for a goal, else the baseline.
+
+    The arguments are those of `choose_trial`, which returns the best candidate for the goal.
+    """
+    better = [trial for trial in trials if trial.status == "accepted" and beats_baseline(trial, baseline, goal)]
+    better = [trial for trial in better if trial.candidate != baseline.candidate]
+    return max(better, key=_quality) if better else choose_trial((), baseline, goal, bounds)
 
 
 def keeps_bounds(baseline: Trial, bounds: Bounds) -> bool:

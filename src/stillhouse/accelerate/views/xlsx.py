@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from stillhouse.accelerate.records.candidate import PIPELINE, Candidate
 from stillhouse.accelerate.records.report import Report
+from stillhouse.accelerate.search.candidates import BASELINE_OPTIONS
 from stillhouse.accelerate.views.columns import SPREADSHEET_COLUMNS, CellValue
 from stillhouse.accelerate.views.formatting import describe_bounds, printable
 from stillhouse.accelerate.views.rows import ReportRow, baseline_and_chosen, report_components, report_rows
@@ -108,8 +109,10 @@ def _task_names(candidates: Sequence[Candidate]) -> list[str]:
 
 
 def _without_baseline_options(row: ReportRow) -> Candidate:
-    """Return the row's candidate; the baseline without its options, so that it has Auto-Acceleration's name."""
-    return replace(row.trial.candidate, options={}) if row.baseline else row.trial.candidate
+    """Return the row's candidate; the baseline of a network without its options, so that it has the name `onnx`."""
+    candidate = row.trial.candidate
+    is_network = row.baseline and candidate.options == BASELINE_OPTIONS
+    return replace(candidate, options={}) if is_network else candidate
 
 
 def _task_name(candidate: Candidate, with_component: bool) -> str:
