@@ -15,8 +15,9 @@ from stillhouse.accelerate.calibration.calibration_data import Probe, write_prob
 from stillhouse.accelerate.calibration.inputs import infer_shapes, plausible_inputs
 from stillhouse.accelerate.evaluation.latency import FINAL_BUDGET
 from stillhouse.accelerate.options import AccelerateOptions
+from stillhouse.accelerate.records.candidate import BASELINE_OPTIONS
 from stillhouse.accelerate.records.report import Bounds, Report, read_report, write_report
-from stillhouse.accelerate.search.candidates import BASELINE_BACKEND, BASELINE_OPTIONS
+from stillhouse.accelerate.search.candidates import BASELINE_BACKEND
 from stillhouse.accelerate.sweep import probe_batch_size, run_sweep
 from stillhouse.accelerate.workspace import prepare_workspace
 from stillhouse.backends.registry import open_runner

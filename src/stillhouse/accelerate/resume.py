@@ -10,10 +10,9 @@ from datetime import UTC, datetime
 
 from stillhouse.accelerate.evaluation.accuracy import judge_trial
 from stillhouse.accelerate.options import AccelerateOptions, checksum_options, fill_default_bounds, is_selected
-from stillhouse.accelerate.records.candidate import PIPELINE
+from stillhouse.accelerate.records.candidate import BASELINE_OPTIONS, PIPELINE
 from stillhouse.accelerate.records.report import REPORT_FILE, Bounds, Report, read_report
 from stillhouse.accelerate.records.trial import BUDGET_CUT, Trial
-from stillhouse.accelerate.search.candidates import BASELINE_OPTIONS
 from stillhouse.accelerate.selection.apply import restore_original
 from stillhouse.accelerate.workspace import Workspace
 from stillhouse.backends.registry import backend_names, find_backend

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from stillhouse.accelerate.records.candidate import NETWORK
+from stillhouse.accelerate.records.candidate import BASELINE_OPTIONS, NETWORK
 from stillhouse.backends.signature import Signature, read_signature
 from stillhouse.errors import InvalidRequest, PipelineError
 from stillhouse.pipelines.load import find_pipeline
@@ -212,9 +212,9 @@ def original_components(directory: Path) -> dict[str, Component]:
 
 
 def f32_components(directory: Path) -> dict[str, Component]:
-    """Return a working directory's original components by name, set to run on onnxruntime in float32."""
+    """Return a working directory's original components by name, in float32 as onnxruntime runs them by default."""
     return {
-        name: Component(component.graph, component.weights)
+        name: Component(component.graph, component.weights, settings=BASELINE_OPTIONS)
         for name, component in original_components(directory).items()
     }
 

@@ -12,10 +12,10 @@ from stillhouse.accelerate.calibration.calibration_data import PROBES_FILE, Prob
 from stillhouse.accelerate.evaluation.baseline import measure_baseline, unexcited_outputs
 from stillhouse.accelerate.evaluation.context import BaselineRun, EvaluationContext
 from stillhouse.accelerate.options import AccelerateOptions
-from stillhouse.accelerate.records.candidate import NETWORK, Candidate
+from stillhouse.accelerate.records.candidate import BASELINE_OPTIONS, NETWORK, Candidate
 from stillhouse.accelerate.records.report import Bounds
 from stillhouse.accelerate.records.trial import Trial
-from stillhouse.accelerate.search.candidates import BASELINE_BACKEND, BASELINE_OPTIONS
+from stillhouse.accelerate.search.candidates import BASELINE_BACKEND
 from stillhouse.accelerate.sweep import run_sweep
 from stillhouse.accelerate.workspace import prepare_workspace
 from stillhouse.backends.registry import open_runner

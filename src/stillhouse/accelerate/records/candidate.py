@@ -13,6 +13,8 @@ PIPELINE = "pipeline"
 """Component name of candidates for the whole pipeline: other sampling options, or a distilled student in its place."""
 GRAPH_RECIPES = ("f16", "fp8-static", "int8-static", "int8-dynamic", "uint8-dynamic", "int8-weights", "int4-weights")
 """Recipes (conversions of a network) that write a new graph. Candidates of other recipes open an existing graph."""
+BASELINE_OPTIONS: Mapping[str, str] = {"spinning": "1"}
+"""Options of the baseline: those that a user of onnxruntime has without setting any. Threads that wait spin."""
 DISTILLED = "distilled"
 """Recipe name of candidates that take a distilled student's networks: its decoder only, or the whole pipeline."""
 

@@ -6,7 +6,7 @@ Candidates that cannot run on this machine, or not with this network, are listed
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from stillhouse.accelerate.records.candidate import BATCH_DEPENDENT, NETWORK, Candidate
+from stillhouse.accelerate.records.candidate import BASELINE_OPTIONS, BATCH_DEPENDENT, NETWORK, Candidate
 from stillhouse.accelerate.records.trial import Trial
 from stillhouse.backends.backend import Backend, CandidateContext, CandidateSpec, missing_package
 from stillhouse.backends.registry import builtin_backends, find_backend
@@ -19,8 +19,6 @@ from stillhouse.pipelines.roles import DENOISER, ENCODER, TEXT_ENCODERS
 _SPOILT_MARGIN = 6.0
 """dB below the bound from which a graph is taken for too inaccurate, whatever the options."""
 BASELINE_BACKEND = "onnxruntime"
-BASELINE_OPTIONS = {"spinning": "1"}
-"""Options of the baseline: those that a user of onnxruntime has without setting any. Threads that wait spin."""
 NO_CALIBRATION = (
     "static quantization needs real inputs besides the probes: give at least two different sets by --inputs"
 )

@@ -23,6 +23,7 @@ from stillhouse.accelerate.search.pipeline_processes import (
     CHOSEN_PIPELINE,
     OPENVINO_PIPELINE,
     SLOW_PICTURE_SECONDS,
+    TUNED_PIPELINE,
     PipelineProcesses,
     process_candidate,
 )
@@ -198,18 +199,20 @@ class _PipelineSearch:
     def run_final(self) -> None:
         """Time the best pipelines in the same rounds, and update their speed-ups in the report.
 
-        The pipelines are the original on onnxruntime and on OpenVINO, the chosen networks with the original sampling
-        options, and the fastest accepted variants. A pipeline that is not open is left out.
+        The pipelines are the original on onnxruntime, by default and tuned, and on OpenVINO, the chosen networks with
+        the original sampling options, and the fastest accepted variants. A pipeline that is not open is left out.
         """
         components = f32_components(self.sweep.workspace.directory).items()
-        openvino_components = {name: replace(item, backend="openvino", precision="auto") for name, item in components}
-        if (
-            self._baseline_seconds() < self.sweep.seconds_left(_FINAL_SHARE)
-            and not self.processes.is_slow
-            and self.processes.open(OPENVINO_PIPELINE, openvino_components, self.manifest.defaults)
-        ):
-            self.processes.evaluate(OPENVINO_PIPELINE, self._few_pictures())
-        finalists = [BASELINE_PIPELINE, OPENVINO_PIPELINE, CHOSEN_PIPELINE]
+        tuned = {name: replace(item, settings=TUNED_PIPELINE.options) for name, item in components}
+        openvino = {name: replace(item, backend="openvino", precision="auto", settings={}) for name, item in components}
+        for reference, networks in ((TUNED_PIPELINE, tuned), (OPENVINO_PIPELINE, openvino)):
+            if (
+                self._baseline_seconds() < self.sweep.seconds_left(_FINAL_SHARE)
+                and not self.processes.is_slow
+                and self.processes.open(reference, networks, self.manifest.defaults)
+            ):
+                self.processes.evaluate(reference, self._few_pictures())
+        finalists = [BASELINE_PIPELINE, TUNED_PIPELINE, OPENVINO_PIPELINE, CHOSEN_PIPELINE]
         finalists += [trial.candidate for trial in self._fastest_variants() if self.open_variant(trial.candidate)]
         self.sweep.on_progress("pictures: final", 0, 1)
         self._time_together([candidate for candidate in finalists if self.processes.is_open(candidate)])

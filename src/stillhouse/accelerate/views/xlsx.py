@@ -7,9 +7,8 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stillhouse.accelerate.records.candidate import PIPELINE, Candidate
+from stillhouse.accelerate.records.candidate import BASELINE_OPTIONS, PIPELINE, Candidate
 from stillhouse.accelerate.records.report import Report
-from stillhouse.accelerate.search.candidates import BASELINE_OPTIONS
 from stillhouse.accelerate.views.columns import SPREADSHEET_COLUMNS, CellValue
 from stillhouse.accelerate.views.formatting import describe_bounds, printable
 from stillhouse.accelerate.views.rows import ReportRow, baseline_and_chosen, report_components, report_rows
