@@ -13,6 +13,7 @@ from onnx import TensorProto
 
 from stillhouse.backends import RunnerOptions, open_runner
 from stillhouse.backends.runner import GraphRunner
+from stillhouse.backends.signature import Axes
 from stillhouse.core import TensorSpec
 from stillhouse.errors import BackendFailed, InvalidRequest, PipelineError, UnsupportedPrecision
 from tests.backends.networks import (
@@ -280,3 +281,29 @@ def test_several_runners_live_side_by_side(backend: str, tmp_path: Path) -> None
         runners.append((open_runner(path, backend), unet_weights(seed)))
     for runner, weights in runners * 2:
         assert relative_error(runner(feeds)["out_sample"], unet_float64(feeds, weights)) < EXACT
+
+
+def test_what_was_checked_once_is_checked_again_only_where_it_differs(backend: str) -> None:
+    calls: list[list[str]] = []
+
+    def run(feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        calls.append(list(feeds))
+        return [feeds["a"] + feeds["b"]]
+
+    specs = tuple(TensorSpec(name, "float32", (None, 2)) for name in ("a", "b"))
+    axes: dict[str, Axes] = {"a": ("rows", 2), "b": ("rows", 2)}
+    runner = GraphRunner(Path("m.onnx"), backend, "f32", specs, specs[:1], axes, run)
+    ones = np.ones((3, 2), np.float32)
+    for _ in range(2):
+        assert (runner({"b": ones, "a": ones})["a"] == 2).all()
+    assert calls == [["a", "b"]] * 2 and len(runner.checked) == 1
+    mistakes: list[dict[str, NDArray[Any]]] = [
+        {"a": ones},
+        {"a": ones, "b": ones[:2].copy()},
+        {"a": ones, "b": ones.astype(np.float64)},
+    ]
+    for mistake in mistakes:
+        with pytest.raises(InvalidRequest):
+            runner(mistake)
+    assert runner({"a": ones[:, ::-1], "b": ones})["a"].shape == (3, 2)
+    assert len(runner.checked) == 1 and len(calls) == 3

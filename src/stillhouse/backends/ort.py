@@ -5,7 +5,7 @@ Only this module imports onnxruntime.
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext, redirect_stdout
+from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -93,18 +93,21 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
     inputs = tuple(_spec(node, axes[node.name]) for node in session.get_inputs())
     outputs = tuple(_spec(node, node.shape) for node in session.get_outputs() if node.name in signature.outputs)
     names = [spec.name for spec in outputs]
-    lock = nullcontext() if providers == [_PROVIDERS["cpu"]] else GPU_LOCK
 
     def run(feeds: Tensors) -> list[NDArray[Any]]:
-        with lock:
-            results: list[NDArray[Any]] = session.run(names, feeds)
+        results: list[NDArray[Any]] = session.run(names, feeds)
         return results
 
+    def run_on_gpu(feeds: Tensors) -> list[NDArray[Any]]:
+        with GPU_LOCK:
+            return run(feeds)
+
+    chosen_run = run if providers == [_PROVIDERS["cpu"]] else run_on_gpu
     # A graph without convolutions, matrix products and attentions has no layer precisions (`layers` is empty). The
     # arithmetic of the graph's signature is then reported.
     executed = set(layers) or {signature.arithmetic}
     precision = executed.pop() if len(executed) == 1 else "mixed"
-    return GraphRunner(graph, _NAME, precision, inputs, outputs, axes, run, layer_precisions=layers)
+    return GraphRunner(graph, _NAME, precision, inputs, outputs, axes, chosen_run, layer_precisions=layers)
 
 
 def make_evaluator(model: bytes, directory: Path) -> Callable[[Tensors], dict[str, NDArray[Any]]]:

@@ -18,6 +18,8 @@ from stillhouse.check import check_choice
 from stillhouse.core import TensorSpec
 from stillhouse.errors import BackendFailed, InvalidRequest
 
+_MAX_CHECKED = 64
+"""Largest number of combinations of shapes and dtypes that a runner remembers as checked."""
 Tensors: TypeAlias = dict[str, NDArray[Any]]
 
 
@@ -124,6 +126,8 @@ class GraphRunner:
             arrays only.
         weight_types: number of weights that are stored as integers and expanded before use, by type: int4, int8. Empty
             where no weight is, or the runtime does not say.
+        checked: names, shapes and dtypes of feeds that passed the checks before. The checks take about 20 microseconds,
+            which is a fifth of a call of a small network.
     """
 
     graph: Path
@@ -137,6 +141,7 @@ class GraphRunner:
     weights: EditableWeights | None = None
     device_run: Callable[[Mapping[str, Any]], Sequence[Any]] | None = None
     weight_types: Mapping[str, int] = field(default_factory=dict)
+    checked: set[tuple[Any, ...]] = field(default_factory=set, repr=False, compare=False)
 
     def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> Tensors:
         """Run the network once on input arrays by name, and return the output arrays by name.
@@ -146,7 +151,15 @@ class GraphRunner:
                 has different lengths in two inputs.
             BackendFailed: the runtime failed.
         """
-        return self._call(self.run, prepare_feeds(feeds, self.inputs, self.axes))
+        key = _feeds_key(feeds)
+        if key in self.checked:
+            return self._call(self.run, {spec.name: feeds[spec.name] for spec in self.inputs})
+        prepared = prepare_feeds(feeds, self.inputs, self.axes)
+        if key and all(prepared[name] is array for name, array in feeds.items()):
+            if len(self.checked) >= _MAX_CHECKED:
+                self.checked.clear()
+            self.checked.add(key)
+        return self._call(self.run, prepared)
 
     def run_on_device(self, feeds: Mapping[str, Any]) -> Mapping[str, Any]:
         """Run the network once on input arrays on its device, and return output arrays on this device, both by name.
@@ -177,6 +190,19 @@ class GraphRunner:
         except Exception as error:
             raise_translated(error, self.backend, self.graph, "run")
         return {spec.name: result for spec, result in zip(self.outputs, results, strict=True)}
+
+
+def _feeds_key(feeds: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what the checks of feeds depend on, in the order of the feeds; empty where they cannot be left out.
+
+    That is the case for values that are no arrays, and for arrays that are not contiguous, aligned and writable.
+    """
+    key = []
+    for name, array in feeds.items():
+        if type(array) is not np.ndarray or not array.flags.carray:
+            return ()
+        key.append((name, array.shape, array.dtype))
+    return tuple(key)
 
 
 def prepare_feeds(

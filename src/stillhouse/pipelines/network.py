@@ -74,7 +74,8 @@ class NetworkRunner:
     def __init__(self, directory: Path, network: NetworkRecord, options: RunnerOptions) -> None:
         self._directory, self._component, self._options = directory, network.component, options
         self._open: dict[tuple[tuple[str, tuple[int, ...]], ...], Runner] = {}
-        first = self._runner_for(network.shapes)
+        self._first = first = self._runner_for(network.shapes)
+        self._has_static_shapes = bool(opening_shapes(network.component, network.shapes))
         self.backend, self.precision = first.backend, first.precision
         self.layer_precisions, self.outputs = first.layer_precisions, first.outputs
         axes = read_signature(directory / network.component.graph).inputs
@@ -90,6 +91,8 @@ class NetworkRunner:
             InvalidRequest: an array is missing or unknown, or does not fit the graph.
             BackendFailed: the runtime failed.
         """
+        if not self._has_static_shapes:
+            return self._first(feeds)
         return self._runner_for({name: array.shape for name, array in feeds.items()})(feeds)
 
     def _runner_for(self, shapes: Mapping[str, tuple[int, ...]]) -> Runner:

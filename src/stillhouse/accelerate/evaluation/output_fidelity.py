@@ -41,6 +41,11 @@ _PASS_THROUGH = {"Identity", "Cast", "Reshape", "Transpose", "Squeeze", "Unsquee
 _UNIT_RANGE = {"Sigmoid", "HardSigmoid", "Softmax"}
 _LINEAR = {"Gemm", "MatMul"}
 _CLASSES = re.compile("logit|score|prob|class|cls|label|pred", re.IGNORECASE)
+_FEATURES = re.compile("embed|hidden|pool|feature|state|sample|latent|vector", re.IGNORECASE)
+_MIN_CLASSES, _WIDTH_MULTIPLE = 20, 16
+"""A linear layer without a telling name is taken for logits of classes if it has at least so many outputs, and their
+number is no multiple of the second, as widths of hidden layers are.
+"""
 
 
 class OutputMismatch(ValueError):
@@ -291,7 +296,7 @@ def _compare_pool(name: str, pairs: Sequence[tuple[Tensor, Tensor]], kinds: Outp
     whole = compare_tensors(expected, actual)
     if whole.nonfinite:
         return whole
-    are_logits = is_linear and bool(_CLASSES.search(name))
+    are_logits = is_linear and _looks_like_logits(name, pairs[0][0].shape)
     compared = (class_agreement(*pair, are_logits=are_logits) for pair in pairs)
     agreements = [agreement for agreement in compared if agreement is not None]
     whole = replace(whole, agreement=min(agreements, default=None))
@@ -301,6 +306,14 @@ def _compare_pool(name: str, pairs: Sequence[tuple[Tensor, Tensor]], kinds: Outp
     parts += [compare_around_mean(*pair) for pair in pairs] if is_linear else []
     worst, place = min(parts)
     return replace(whole, sqnr=worst, place=place) if worst < whole.sqnr else whole
+
+
+def _looks_like_logits(name: str, shape: Sequence[int]) -> bool:
+    """Return whether the output of a linear layer holds logits of classes, by its name or by its last axis."""
+    if _CLASSES.search(name) or not shape:
+        return bool(shape)
+    is_class_count = shape[-1] >= _MIN_CLASSES and shape[-1] % _WIDTH_MULTIPLE != 0
+    return is_class_count and not _FEATURES.search(name)
 
 
 def _has_signal(reference: Tensor, in_unit_range: bool) -> bool:
