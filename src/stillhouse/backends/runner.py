@@ -155,7 +155,7 @@ class GraphRunner:
         if key in self.checked:
             return self._call(self.run, {spec.name: feeds[spec.name] for spec in self.inputs})
         prepared = prepare_feeds(feeds, self.inputs, self.axes)
-        if key and all(prepared[name] is array for name, array in feeds.items()):
+        if key:
             if len(self.checked) >= _MAX_CHECKED:
                 self.checked.clear()
             self.checked.add(key)
@@ -195,11 +195,12 @@ class GraphRunner:
 def _feeds_key(feeds: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return what the checks of feeds depend on, in the order of the feeds; empty where they cannot be left out.
 
-    That is the case for values that are no arrays, and for arrays that are not contiguous, aligned and writable.
+    That is the case for values that are no arrays, and for arrays that are not contiguous, aligned, writable and in
+    native byte order.
     """
     key = []
     for name, array in feeds.items():
-        if type(array) is not np.ndarray or not array.flags.carray:
+        if type(array) is not np.ndarray or not array.flags.carray or not array.dtype.isnative:
             return ()
         key.append((name, array.shape, array.dtype))
     return tuple(key)
