@@ -15,7 +15,7 @@ from stillhouse.accelerate.calibration.calibration_data import Probe, write_prob
 from stillhouse.accelerate.calibration.inputs import infer_shapes, plausible_inputs
 from stillhouse.accelerate.evaluation.latency import FINAL_BUDGET
 from stillhouse.accelerate.options import AccelerateOptions
-from stillhouse.accelerate.records.candidate import BASELINE_OPTIONS
+from stillhouse.accelerate.records.candidate import BASELINE_OPTIONS, Candidate
 from stillhouse.accelerate.records.report import Bounds, Report, read_report, write_report
 from stillhouse.accelerate.search.candidates import BASELINE_BACKEND
 from stillhouse.accelerate.sweep import probe_batch_size, run_sweep
@@ -155,6 +155,9 @@ def test_the_model_as_given_stays_the_baseline_whatever_is_selected(tmp_path: Pa
     assert baseline.ratio == before.trial("network", baseline.candidate.key).ratio
     others = [trial for trial in after.trials if trial.ratio and trial != baseline]
     assert {trial.candidate.backend for trial in others} == {"openvino"}
+    assert Candidate("network", "openvino") in [
+        trial.candidate for trial in others
+    ]  # the plain way of the selected one
 
 
 def test_without_its_baseline_nothing_counts_that_was_compared_with_it(tmp_path: Path) -> None:

@@ -86,7 +86,8 @@ class ComponentSweep:
         if baseline is not None and not baseline.has_independent_rows:
             environment = replace(environment, has_dynamic_batch=False)
         planned = plan_candidates(self.name, environment, self.extra_candidates)
-        return [item for item in planned if is_selected(item, self.sweep.options)]
+        reference = baseline_candidate(self.name, self.all_backends)  # measured already, whatever is selected
+        return [item for item in planned if item != reference and is_selected(item, self.sweep.options)]
 
     def _order(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Return the candidates in the order of measuring; those that an earlier run did not finish come last."""
@@ -194,6 +195,7 @@ class ComponentSweep:
     def _measure_baseline(self, candidate: Candidate) -> tuple[BaselineRun | None, str]:
         """Open a candidate as the baseline, and measure it unless an earlier run did."""
         if self.sweep.find_trial(candidate) and (restored := restore_baseline(candidate, self.context)):
+            self._warn_of_missing_signal(restored)
             return restored, ""
         trial, baseline = measure_baseline(candidate, self.context)
         try:

@@ -106,6 +106,16 @@ def test_an_output_that_no_input_excites_is_named(tmp_path: Path) -> None:
         assert unexcited_outputs(baseline) == (() if baseline.outputs[0].feeds["y"].any() else ("y",))
 
 
+def test_a_second_run_warns_again_of_an_output_that_nothing_excites(tmp_path: Path) -> None:
+    net = GraphBuilder(0)
+    net.add_node("Mul", net.linear("x", WIDTH, WIDTH), net.constant(np.zeros(1, np.float32)), out="y")
+    net.write_model(tmp_path / "zero.onnx", [("x", ["n", WIDTH], FLOAT)], [("y", ["n", WIDTH], FLOAT)])
+    workspace = prepare_workspace(str(tmp_path / "zero.onnx"), tmp_path / "out")
+    for _ in range(2):
+        warnings = run_sweep(workspace, QUICK_SWEEP).warnings
+        assert any("no probe excites the output y" in warning for warning in warnings)
+
+
 def test_rows_that_depend_on_each_other_are_neither_split_nor_joined(tmp_path: Path) -> None:
     workspace = prepare_workspace(str(points(tmp_path / "points.onnx")), tmp_path / "out")
     report = run_sweep(workspace, QUICK_SWEEP)

@@ -77,7 +77,7 @@ def baseline_candidate(component: str, backends: Mapping[str, BackendStatus]) ->
 def plan_candidates(
     component: str, environment: Environment, extra_candidates: Iterable[Candidate] = ()
 ) -> list[Trial | Candidate]:
-    """Return a network's candidates in the order of measuring, without the baseline.
+    """Return a network's candidates in the order of measuring; the baseline is among them where a backend lists it.
 
     The graph as given, on onnxruntime with the settings of this package, comes first, then `extra_candidates`, then
     those of the backends.
@@ -93,10 +93,7 @@ def plan_candidates(
     if environment.rows and component == DENOISER:
         considered = [_with_batch_sizes(candidate, environment.rows) for candidate in considered]
     planned: list[Trial | Candidate] = []
-    baseline = baseline_candidate(component, environment.backends)
     for candidate in considered:
-        if candidate == baseline:
-            continue
         reason = _exclusion_reason(candidate, environment)
         planned.append(Trial(candidate, "excluded", reason) if reason else candidate)
     return planned
