@@ -151,15 +151,23 @@ class _PipelineSearch:
         Variants run with the same decoder, so that none of them could be accepted otherwise. The result is True where
         nothing scores the pictures, and where the time does not suffice.
         """
-        search = self._start_search(())
-        while has_oracle(self.manifest) and (trial := self.sweep.find_trial(CHOSEN_PIPELINE)) and trial.pictures:
-            count = trial.pictures.count
-            look = next_look(count)
-            if trial.status == "rejected" or is_unlikely(score_gains(trial), count, self._max_drop()):
+        while (trial := self.sweep.find_trial(CHOSEN_PIPELINE)) and trial.pictures:
+            if trial.status == "rejected" or is_unlikely(score_gains(trial), trial.pictures.count, self._max_drop()):
                 return False
-            if look is None or count >= _CHOSEN_PICTURES or not search.affords(CHOSEN_PIPELINE, look):
+            if not self._look_further(_CHOSEN_PICTURES):
                 break
-            self.processes.evaluate(CHOSEN_PIPELINE, look)
+        return True
+
+    def _look_further(self, most: int) -> bool:
+        """Score the pictures of the next look with the chosen networks, and return whether this was done.
+
+        It is not done without a program (oracle) that scores pictures, above `most` pictures, or without enough time.
+        """
+        trial = self.sweep.find_trial(CHOSEN_PIPELINE)
+        look = next_look(trial.pictures.count) if trial and trial.pictures and has_oracle(self.manifest) else None
+        if look is None or look > most or not self._start_search(()).affords(CHOSEN_PIPELINE, look):
+            return False
+        self.processes.evaluate(CHOSEN_PIPELINE, look)
         return True
 
     def _max_drop(self) -> float:
@@ -185,11 +193,9 @@ class _PipelineSearch:
 
         If they are rejected, choose again among the networks whose outputs are almost exact.
         """
-        search = self._start_search(())
-        while has_oracle(self.manifest) and (trial := self.sweep.find_trial(CHOSEN_PIPELINE)) and trial.pictures:
-            look = next_look(trial.pictures.count)
-            is_done = look is None or look > MIN_ACCEPTED or not search.affords(CHOSEN_PIPELINE, look)
-            if is_done or self.processes.evaluate(CHOSEN_PIPELINE, look or 0).status != "accepted":
+        while self._look_further(MIN_ACCEPTED):
+            trial = self.sweep.find_trial(CHOSEN_PIPELINE)
+            if trial is None or trial.status != "accepted":
                 break
         chosen = self.sweep.find_trial(CHOSEN_PIPELINE)
         if chosen and chosen.status == "rejected" and not self.sweep.report.exact_only:
