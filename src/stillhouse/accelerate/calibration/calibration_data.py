@@ -5,7 +5,7 @@ quantized network is more accurate on the inputs that it was calibrated with tha
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,13 +124,13 @@ class RecordingPipeline(Pipeline):
 
 
 def record_probes(
-    pipeline: RecordingPipeline, requests: Sequence[ImageRequest], levels: int = 4
+    pipeline: RecordingPipeline, requests: Iterable[ImageRequest], levels: int = 4
 ) -> dict[str, list[Probe]]:
     """Generate a picture for each request, and record inputs of all networks of the pipeline.
 
     Args:
         pipeline: the pipeline, with its networks in float32.
-        requests: requests with different prompts and seeds.
+        requests: requests with different prompts and seeds. The next one is taken when the picture before is finished.
         levels: number of noise levels, spread over the steps of a picture, at which the denoiser is recorded.
 
     Returns:

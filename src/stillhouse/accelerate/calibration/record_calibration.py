@@ -6,11 +6,12 @@ A pipeline is recorded in a process of its own, because networks do not release 
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from stillhouse.accelerate.calibration.calibration_data import (
@@ -26,7 +27,7 @@ from stillhouse.accelerate.calibration.calibration_data import (
 )
 from stillhouse.accelerate.calibration.carried_states import Run
 from stillhouse.accelerate.calibration.inputs import infer_shapes, ones_inputs, plausible_inputs, read_user_inputs
-from stillhouse.accelerate.calibration.prompts import calibration_requests, probe_requests
+from stillhouse.accelerate.calibration.prompts import MIN_CALIBRATION_COUNT, calibration_requests, probe_requests
 from stillhouse.accelerate.workspace import f32_components, original_manifest
 from stillhouse.backends.registry import open_runner
 from stillhouse.backends.runner import RunnerOptions
@@ -35,6 +36,8 @@ from stillhouse.errors import BackendFailed
 
 PROBE_COUNT = 4
 """Number of input sets that are generated for a single ONNX file, which lacks a pipeline to record inputs from."""
+CALIBRATION_SECONDS = 15.0
+"""Seconds after which no further picture is generated for calibration, if there are MIN_CALIBRATION_COUNT."""
 REAL_COUNT = 12
 """Number of generated input sets where they look like real ones, so that most of them serve for calibration."""
 
@@ -126,7 +129,8 @@ def record_pipeline_inputs(
 ) -> dict[str, str]:
     """Generate pictures with the original float32 pipeline in another process, and write the inputs of each network.
 
-    Probes and calibration data come from different pictures.
+    Probes and calibration data come from different pictures. Of the requests for calibration, as many are used as
+    CALIBRATION_SECONDS allow, but at least MIN_CALIBRATION_COUNT.
 
     Args:
         directory: working directory of `stillhouse accelerate`, which contains the pipeline.
@@ -167,11 +171,11 @@ def record_pipeline_inputs(
             f"recording the inputs of {directory} failed: {message}",
             fix="check that `stillhouse generate` works with this directory",
         )
-    counts: dict[str, tuple[int, int]] = json.loads(process.stdout.splitlines()[-1])
-    pictures = " and ".join(str(len(group)) for group in requests.values())
+    recorded = json.loads(process.stdout.splitlines()[-1])
+    pictures = f"{recorded['pictures']} and {len(requests['probes'])}"
     return {
         name: f"{calls} calls for calibration and {probes} compared calls, recorded during {pictures} pictures"
-        for name, (calls, probes) in counts.items()
+        for name, (calls, probes) in recorded["calls"].items()
     }
 
 
@@ -192,25 +196,37 @@ def _write_inputs(files: InputFiles, calibration: Sequence[Probe], probes: Seque
 
 
 def main() -> None:
-    """Record inputs of a pipeline's networks, and print by network how many calls were recorded, as JSON.
+    """Record inputs of a pipeline's networks, and print how many pictures and calls were recorded, as JSON.
 
     Standard input is a JSON object with the keys `directory` (the pipeline), `files` (paths of probes and of
-    calibration data by network), `requests` (those of the probes and of the calibration data) and `threads`.
+    calibration data by network), `requests` (those of the probes and of the calibration data) and `threads`. The result
+    has the keys `pictures` (number of pictures for calibration) and `calls` (numbers of calls for calibration and of
+    probes, by network).
     """
     task = json.load(sys.stdin)
     pipeline = _open_recorder(Path(task["directory"]), task["threads"])
-    recorded = {
-        kind: record_probes(pipeline, [ImageRequest(**request) for request in requests])
-        for kind, requests in task["requests"].items()
-    }
+    requests = {kind: [ImageRequest(**fields) for fields in group] for kind, group in task["requests"].items()}
+    used: list[ImageRequest] = []
+    calibration_calls = record_probes(pipeline, _within_time(requests["calibration"], used))
+    probe_calls = record_probes(pipeline, requests["probes"])
     counts = {}
     for name, paths in task["files"].items():
         # A text that was encoded for calibration is not encoded again, so a text encoder may have no calls of its own.
-        probes = recorded["probes"][name] or recorded["calibration"][name]
-        calibration = without_probes(recorded["calibration"][name], probes)
+        probes = probe_calls[name] or calibration_calls[name]
+        calibration = without_probes(calibration_calls[name], probes)
         _write_inputs(InputFiles(*map(Path, paths)), calibration, probes)
         counts[name] = (len(calibration), len(probes))
-    print(json.dumps(counts))
+    print(json.dumps({"pictures": len(used), "calls": counts}))
+
+
+def _within_time(requests: Sequence[ImageRequest], used: list[ImageRequest]) -> Iterator[ImageRequest]:
+    """Yield requests until the time for calibration is used, and append each to `used`."""
+    start = monotonic()
+    for request in requests:
+        if len(used) >= MIN_CALIBRATION_COUNT and monotonic() - start > CALIBRATION_SECONDS:
+            return
+        used.append(request)
+        yield request
 
 
 def _open_recorder(directory: Path, threads: int | None) -> RecordingPipeline:
