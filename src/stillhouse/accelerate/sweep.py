@@ -12,7 +12,7 @@ from time import monotonic
 
 from stillhouse.accelerate.calibration.calibration_data import Probe, read_probes, write_probes
 from stillhouse.accelerate.calibration.other_shapes import other_shapes, resize_feeds, shape_arguments
-from stillhouse.accelerate.calibration.prompts import comparison_requests, shorten_requests
+from stillhouse.accelerate.calibration.prompts import comparison_requests, has_oracle, shorten_requests
 from stillhouse.accelerate.calibration.record_calibration import (
     InputFiles,
     input_files,
@@ -42,11 +42,11 @@ from stillhouse.errors import InvalidRequest
 from stillhouse.pipelines.manifest import TRIALS, Component
 
 _COMPONENT_ORDER = ("denoiser", "network", "decoder", "text_encoder", "text_encoder_2", "encoder")
-_BUDGET_SHARES = {"denoiser": 0.33, DECODER: 0.38}
-_COMPONENTS_SHARE = 0.42
-"""Share of the time budget that ends the measurement of networks without an entry in `_BUDGET_SHARES`, such as text
-encoders. The remaining time is for the measurement of whole pictures.
-"""
+_BUDGET_SHARES = {"denoiser": 0.33, DECODER: 0.38, "": 0.42}
+"""Share of the time budget at whose end the measurement of a network of a pipeline ends; "": of any other network, such
+as a text encoder. The remaining time is for the measurement of whole pictures."""
+_SCORED_BUDGET_SHARES = {"denoiser": 0.27, DECODER: 0.31, "": 0.34}
+"""The same shares where a program (oracle) scores pictures, since scores take hundreds of pictures."""
 
 
 def run_sweep(
@@ -111,7 +111,6 @@ class Sweep(SweepState):
         self.save_report(replace(self.report, finished=True))
 
     def _sweep_component(self, component: WorkspaceComponent, files: InputFiles) -> None:
-        share = _BUDGET_SHARES.get(component.name, _COMPONENTS_SHARE) if self.workspace.is_pipeline else 1.0
         reason = ComponentSweep(
             self,
             component.name,
@@ -119,13 +118,21 @@ class Sweep(SweepState):
             self._evaluation_context(component, files),
             self.all_backends,
             student_decoders(self.workspace.directory, self.options.students) if component.name == DECODER else (),
-            share,
+            self._budget_share(component.name),
         ).run()
         if reason:
             self.add_warning(f"nothing was chosen for {component.name}: {reason}")
             has_failed = any(trial.status == "failed" for trial in self.report.trials_of(component.name))
             if has_failed and not self.workspace.is_pipeline and self._guessed_shapes():
                 self._refuse_guessed_shapes(component, files, reason)
+
+    def _budget_share(self, component: str) -> float:
+        """Return the share of the time budget at whose end the measurement of a network ends."""
+        if not self.workspace.is_pipeline:
+            return 1.0
+        is_scored = has_oracle(original_manifest(self.workspace.directory))
+        shares = _SCORED_BUDGET_SHARES if is_scored else _BUDGET_SHARES
+        return shares.get(component, shares[""])
 
     def _environment(self, component: WorkspaceComponent, files: InputFiles) -> Environment:
         return Environment(

@@ -29,9 +29,14 @@ one's."""
 _SAFE_ERROR_STEP, _SAFE_SHARE = 0.4, 0.5
 """The same share once less than `_SAFE_SHARE` of the search's time is left and nothing is accepted yet, so that the
 search ends with a variant rather than with the boldest undecided one."""
+_LONG_LOOK_SHARE = 0.5
+"""Maximum share of the time left in which more than MIN_ACCEPTED pictures of an undecided variant are generated before
+others are tried. A score of few pictures is noisy for all variants alike, since they share the baseline's pictures, so
+that milder variants would be undecided, too.
+"""
 _MIN_SPEEDUP = 1.05
 """Minimum speed-up of a variant over the chosen networks with the pipeline's own sampling options."""
-_SCORING_SECONDS = 0.006
+_SCORING_SECONDS = 0.003
 """Estimated seconds in which the oracle scores a picture."""
 
 
@@ -170,12 +175,12 @@ class VariantSearch:
                 return self._trial(candidate)
             count = trial.pictures.count if trial and trial.pictures else 0
             while (look := next_look(count)) and self.affords(candidate, look):
+                if not is_patient and count >= MIN_ACCEPTED and self._is_costly(candidate, look):
+                    break
                 trial = self.processes.evaluate(candidate, look)
                 count = look
-                if trial.status != "skipped" or not self.has_scores:
+                if trial.status != "skipped" or not self.has_scores or (not is_patient and self._is_unlikely(trial)):
                     break
-                if not is_patient and (count >= MIN_ACCEPTED or self._is_unlikely(trial)):
-                    break  # milder variants come first, because most pictures are needed where scores are close
         except CandidateError as failure:
             if self.sweep.seconds_left() > 0:  # otherwise it was ended with the time budget, and is no failure
                 trial = Trial(candidate, "failed", str(failure))
@@ -200,12 +205,20 @@ class VariantSearch:
 
     def affords(self, candidate: Candidate, count: int) -> bool:
         """Return whether the time left suffices to compare `count` pictures of an open candidate."""
+        return self._comparison_seconds(candidate, count) <= self.sweep.seconds_left(SEARCH_SHARE)
+
+    def _is_costly(self, candidate: Candidate, count: int) -> bool:
+        """Return whether comparing `count` pictures of a variant takes so long that others come first."""
+        return self._comparison_seconds(candidate, count) > _LONG_LOOK_SHARE * self.sweep.seconds_left(SEARCH_SHARE)
+
+    def _comparison_seconds(self, candidate: Candidate, count: int) -> float:
+        """Return the seconds that the missing pictures of an open candidate and of the baseline take, up to `count`."""
         needed = 0.0
         for pipeline in (self.baseline, candidate):
             missing = max(0, count - self.processes.scored_count(pipeline))
             seconds = self.processes.seconds_per_picture(pipeline) or 0.0
             needed += missing * (seconds + (_SCORING_SECONDS if self.has_scores else 0.0))
-        return needed <= self.sweep.seconds_left(SEARCH_SHARE)
+        return needed
 
     def _confirm_leader(self) -> bool:
         """Generate the pictures of the next look with the fastest accepted variant; return whether time allowed."""
