@@ -170,6 +170,30 @@ def test_a_tie_of_two_classes_is_no_disagreement() -> None:
     assert class_agreement(reference, other) == 1.0
 
 
+def test_logits_tie_by_their_probabilities_whatever_their_range() -> None:
+    """A range of 55, as a text recogniser has: a difference of 1 is a factor of 2.7 in probability."""
+    logits = np.zeros((1, 3))
+    logits[0] = [20.0, 21.0, -34.0]
+    assert class_agreement(logits, logits[:, [1, 0, 2]], are_logits=True) == 0.0
+    logits[0, 0] = 20.97
+    assert class_agreement(logits, logits[:, [1, 0, 2]], are_logits=True) == 1.0
+
+
+def test_blanks_of_a_recogniser_hide_no_wrong_letter() -> None:
+    letters = np.where(np.arange(1000) % 50 == 0, 1 + np.arange(1000) % 7, 0)
+    scores, wrong = np.eye(9)[letters], letters.copy()
+    wrong[[50, 150]] = 8
+    assert class_agreement(scores, np.eye(9)[wrong]) == 0.9  # 2 of 20 letters, 2 of 1,000 rows
+    assert class_agreement(np.eye(9)[0 * letters], np.eye(9)[0 * letters]) == 1.0  # a picture without text
+
+
+def test_rows_that_the_original_leaves_undefined_are_not_compared() -> None:
+    undefined = np.full((2, 3), -np.inf)
+    logits = np.array([[1.0, 3.0, -np.inf], *undefined])
+    assert class_agreement(logits, logits, are_logits=True) == 1.0
+    assert class_agreement(undefined, undefined, are_logits=True) is None
+
+
 def test_integers_agree_only_where_they_are_equal() -> None:
     labels = np.arange(100)
     assert class_agreement(labels, labels + (labels < 3)) == 0.97

@@ -16,6 +16,7 @@ from stillhouse.accelerate.search.variant_ranking import (
     NetworkChoice,
     RankedVariant,
     add_decoders,
+    decoder_saves_little,
     evaluation_seconds,
     list_networks,
     picture_seconds,
@@ -149,3 +150,15 @@ def test_variants_run_with_the_chosen_decoder_and_no_faster_one_where_care_is_ne
         bf16.name,
         "onnxruntime f32",
     }
+
+
+@pytest.mark.parametrize(("picture_seconds", "is_little"), [(20.0, False), (30.0, False), (40.0, True)])
+def test_a_decoder_that_saves_less_than_three_percent_of_a_picture_is_not_worth_its_error(
+    picture_seconds: float, is_little: bool
+) -> None:
+    """The decoder in int8 takes 2 seconds, that in bf16 takes 3."""
+    report = networks_report()
+    int8, bf16 = Candidate("decoder", "openvino", "int8-static"), Candidate("decoder", "openvino", precision="bf16")
+    fastest, accurate = (replace(report, chosen={"decoder": decoder.key}) for decoder in (int8, bf16))
+    assert decoder_saves_little(fastest, accurate, picture_seconds) is is_little
+    assert decoder_saves_little(fastest, fastest, 1e-6) and decoder_saves_little(make_report(), make_report(), 1.0)

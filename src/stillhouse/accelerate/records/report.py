@@ -78,7 +78,7 @@ class Report:
         exact_only: True restricts the choice to components with an SQNR of at least `accuracy.EXACT_SQNR`, because
             components that were accepted one by one violated a bound when used together.
         careful: components for which the most accurate candidate that is better than the baseline is chosen, because
-            pictures with the fastest one were worse than allowed.
+            pictures with the fastest one were worse than allowed, or hardly faster.
         version: version of the file format.
         warnings: sentences about what limits the result, such as probes that prove nothing; views show them first.
         activities: seconds by activity: recording inputs, building graphs, measuring candidates, comparing pictures.

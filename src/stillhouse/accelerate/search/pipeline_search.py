@@ -33,13 +33,14 @@ from stillhouse.accelerate.search.variant_ranking import (
     NetworkChoice,
     RankedVariant,
     add_decoders,
+    decoder_saves_little,
     list_networks,
     picture_seconds,
     rank_variants,
 )
 from stillhouse.accelerate.search.variant_search import SEARCH_SHARE, VariantSearch
 from stillhouse.accelerate.selection.apply import chosen_components, chosen_defaults, make_step_cache
-from stillhouse.accelerate.selection.choose import best_trial
+from stillhouse.accelerate.selection.choose import best_trial, choose_networks
 from stillhouse.accelerate.state import SweepState
 from stillhouse.accelerate.workspace import f32_components, original_manifest
 from stillhouse.measure.clock import run_interleaved
@@ -137,6 +138,8 @@ class _PipelineSearch:
         or be correct less often. Then a more accurate decoder is chosen, and if this is not enough, only networks whose
         outputs are almost exact.
         """
+        if self._prefers_accurate_decoder():
+            self.sweep.report = replace(self.sweep.report, careful=(DECODER,))
         if self._matches_baseline() and self._keeps_score():
             return True
         self.sweep.report = replace(self.sweep.report, careful=(DECODER,))
@@ -144,6 +147,18 @@ class _PipelineSearch:
             return True
         self.sweep.report = replace(self.sweep.report, exact_only=True)
         return self._matches_baseline()
+
+    def _prefers_accurate_decoder(self) -> bool:
+        """Return whether the fastest decoder saves hardly any time of a picture of few steps."""
+        sweep, networks = self.sweep, self._networks()
+        ranked = rank_variants(self.manifest, networks, ())
+        if not ranked or DENOISER not in networks[0].names or sweep.options.goal != "latency":
+            return False
+        fastest, accurate = (
+            choose_networks(replace(sweep.report, careful=careful), sweep.options.goal, sweep.report.bounds)
+            for careful in ((), (DECODER,))
+        )
+        return decoder_saves_little(fastest, accurate, ranked[len(ranked) // 2].seconds)
 
     def _keeps_score(self) -> bool:
         """Score more pictures of the chosen networks, and return whether these are correct as often as the baseline's.

@@ -27,6 +27,8 @@ MAX_DENOISERS, MAX_DECODERS = 3, 3
 """Maximum numbers of denoisers and of decoders, each of another recipe and precision, that variants run with."""
 _DECODER_SHARE = 0.1
 """Share of a picture's predicted seconds above which variants run with other decoders than the chosen one, too."""
+_SMALL_SAVING = 0.03
+"""Share of a picture below which the seconds that a decoder saves do not count, but its accuracy does."""
 _BEATEN_BY = 3
 """A variant is left out if this many others are at least as fast and have at most its estimated error. The limit is
 above 1 because the estimates are not exact.
@@ -103,6 +105,27 @@ def add_decoders(report: Report, networks: Sequence[NetworkChoice], picture_seco
         for denoiser, decoder in product(denoisers, decoders)
     ]
     return [*networks, *others]
+
+
+def decoder_saves_little(fastest: Report, accurate: Report, picture_seconds: float) -> bool:
+    """Return whether the decoder of one report makes a picture hardly faster than that of another.
+
+    Args:
+        fastest, accurate: reports that choose the fastest decoder and the most accurate one.
+        picture_seconds: seconds of the picture.
+    """
+    return _decoder_seconds(accurate) - _decoder_seconds(fastest) <= _SMALL_SAVING * picture_seconds
+
+
+def _decoder_seconds(report: Report) -> float:
+    """Return the seconds of the chosen decoder by its speed-up over the baseline; 0 where there is no decoder."""
+    chosen, baseline = (
+        next((trial for trial in report.trials_of(DECODER) if trial.candidate.key == keys.get(DECODER)), None)
+        for keys in (report.chosen, report.baselines)
+    )
+    if chosen is None or baseline is None or chosen.ratio is None or baseline.seconds is None:
+        return 0.0
+    return baseline.seconds.median / chosen.ratio.value
 
 
 def rank_variants(
