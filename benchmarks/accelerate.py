@@ -1,7 +1,8 @@
 """Gains of `stillhouse accelerate` on the embedded model and on a model of real size, and reliability of its choice.
 
 `python -m benchmarks.accelerate shapes` sweeps the embedded model with the user's command, then scores the result and
-the baseline pipeline on OpenVINO's defaults on a thousand captions. `sd15` sweeps the denoiser of Stable Diffusion 1.5
+the plain loops on onnxruntime and on OpenVINO's defaults on a thousand captions; `judge` scores what is missing after
+an interruption. `sd15` sweeps the denoiser of Stable Diffusion 1.5
 with random weights; `vanilla`, its last part, times the fastest candidate side by side with torch. `choice` times the
 same candidates twenty times and compares each choice with long measurements of all of them.
 """
@@ -35,7 +36,8 @@ from stillhouse.measure.memory import resident_bytes
 from stillhouse.pipelines.manifest import TRIALS
 
 BUILD = Path("build").absolute()
-OPENVINO_BASELINE = "plain loop, openvino defaults"
+ONNXRUNTIME_BASELINE, OPENVINO_BASELINE = "plain loop, onnxruntime f32", "plain loop, openvino defaults"
+_SHAPES_OUT = BUILD / "faster-shapes"
 VANILLA = Candidate("denoiser", "torch", options={"attention": "vanilla"})
 _WITHIN, _CONTENDER_SHARE = 0.95, 0.8
 _OPENINGS, _ROUNDS = 2, 30
@@ -54,18 +56,26 @@ def main() -> None:
 
 
 def _shapes(arguments: argparse.Namespace) -> None:
-    out = BUILD / "faster-shapes"
-    shutil.rmtree(out, ignore_errors=True)
-    _sweep("shapes", out, "--budget", "6m")
-    report = read_report(out)
-    judged: dict[str, Any] = {}
-    pipelines = {"chosen": (str(out),), OPENVINO_BASELINE: ("shapes", "--backend", "openvino", "--precision", "auto")}
+    shutil.rmtree(_SHAPES_OUT, ignore_errors=True)
+    _sweep("shapes", _SHAPES_OUT, "--budget", "6m")
+    report = read_report(_SHAPES_OUT)
+    write_results("accelerate", {"seconds": report.seconds, "judged": {}, "report": asdict(_without_paths(report))})
+    _judge(arguments)
+
+
+def _judge(arguments: argparse.Namespace) -> None:
+    """Score the result of `shapes` and the plain loops, and add the scores that are missing to the results."""
+    pipelines = {
+        "chosen": (str(_SHAPES_OUT),),
+        ONNXRUNTIME_BASELINE: ("shapes", "--backend", "onnxruntime", "--precision", "f32"),
+        OPENVINO_BASELINE: ("shapes", "--backend", "openvino", "--precision", "auto"),
+    }
     for name, (model, *options) in pipelines.items():
-        judged[name] = _run_judge(model, arguments.captions, *options)
-        # Scoring takes longer than the sweep, so intermediate results are written.
-        write_results(
-            "accelerate", {"seconds": report.seconds, "judged": judged, "report": asdict(_without_paths(report))}
-        )
+        results = read_results("accelerate")
+        if name not in results["judged"]:
+            judged = {**results["judged"], name: _run_judge(model, arguments.captions, *options)}
+            measured = {key: results[key] for key in ("seconds", "report")}
+            write_results("accelerate", {**measured, "judged": judged})
 
 
 def _sd15(arguments: argparse.Namespace) -> None:
@@ -104,7 +114,7 @@ def _choice(arguments: argparse.Namespace) -> None:
     The long measurements have more rounds and openings than a sweep's final. Candidates below `_CONTENDER_SHARE` of the
     fastest are left out of the short comparisons, because they would rarely reach the final.
     """
-    out = BUILD / "faster-shapes"
+    out = _SHAPES_OUT
     report = read_report(out)
     fastest = report.trial("denoiser", report.chosen["denoiser"]).ratio
     accepted = [
@@ -242,6 +252,7 @@ def _without_paths(report: Report) -> Report:
 
 _BENCHMARKS: Mapping[str, Callable[[argparse.Namespace], None]] = {
     "shapes": _shapes,
+    "judge": _judge,
     "sd15": _sd15,
     "vanilla": _vanilla,
     "choice": _choice,

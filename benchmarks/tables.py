@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import budgets, sd15_picture
 from benchmarks.gpu import tables as gpu
 from benchmarks.grid import markdown_table
 from benchmarks.pipeline_grid import grid_table
@@ -133,17 +134,32 @@ def _accelerate(results: Mapping[str, Any]) -> str:
             label = ", ".join(changes) or "the plain loop, other networks"
             seconds, ratio = trial["seconds"], trial["ratio"]
             speed = f"**{ratio['value']:.1f}x** ({ratio['low']:.1f} to {ratio['high']:.1f})"
-            score = results["judged"].get("chosen" if is_chosen else _JUDGED.get(candidate["backend"], ""))
-            correct = f"{100 * score['scores']['all_correct']['value']:.1f} %" if score else ""
-            rows.append([f"chosen: {label}" if is_chosen else name, f"{seconds['median']:.3f}", speed, correct])
+            judged = "chosen" if is_chosen else "" if candidate["options"] else _JUDGED.get(candidate["backend"], "")
+            scores = _score_cells(results["judged"], judged)
+            rows.append([f"chosen: {label}" if is_chosen else name, f"{seconds['median']:.3f}", speed, *scores])
     captions = results["judged"]["chosen"]["captions"]
     tried = sum(trial["ratio"] is not None for trial in report["trials"])
     summary = f"{len(report['trials'])} candidates, {tried} of them measured, in {results['seconds']:.0f} s."
-    head = ["the embedded model, one picture", "seconds", "against onnxruntime", f"all correct, {captions:,} captions"]
+    scored = [f"all correct, {captions:,} captions", "strict"]
+    head = ["the embedded model, one picture", "seconds", "against onnxruntime", *scored]
     return f"{markdown_table(head, rows)}\n{summary}\n"
 
 
-_JUDGED = {"openvino": "plain loop, openvino defaults"}
+_PLAIN_LOOP = "plain loop, onnxruntime f32"
+_JUDGED = {"onnxruntime": _PLAIN_LOOP, "openvino": "plain loop, openvino defaults"}
+
+
+def _score_cells(judged: Mapping[str, Any], name: str) -> list[str]:
+    """Return both scores of a pipeline, with the points that they are above the plain loop's on the same captions."""
+    if name not in judged:
+        return ["", ""]
+    cells = []
+    for score in ("all_correct", "strict"):
+        value = 100 * judged[name]["scores"][score]["value"]
+        plain = judged.get(_PLAIN_LOOP, {}).get("scores", {}).get(score)
+        gain = f" ({value - 100 * plain['value']:+.1f})" if plain and name != _PLAIN_LOOP else ""
+        cells.append(f"{value:.1f} %{gain}")
+    return cells
 
 
 def _candidate_key(trial: Mapping[str, Any]) -> str:
@@ -278,6 +294,8 @@ _TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "sd15": _sd15,
     "accelerate": _accelerate,
     "accelerate_sd15": _accelerate_sd15,
+    "sd15_picture": sd15_picture.table,
+    "budgets": budgets.table,
     "choice": _choice,
     "real_models": real_models.models_table,
     "pipeline_grid": grid_table,
@@ -306,6 +324,8 @@ _COMMANDS: Mapping[str, str] = {
     "sd15": "python -m benchmarks.sd15",
     "accelerate": "python -m benchmarks.accelerate shapes",
     "accelerate_sd15": "python -m benchmarks.accelerate sd15",
+    "sd15_picture": "python -m benchmarks.sd15_picture",
+    "budgets": "python -m benchmarks.budgets",
     "choice": "python -m benchmarks.accelerate choice",
     "real_models": "python -m benchmarks.real_models",
     "pipeline_grid": "python -m benchmarks.pipeline_grid time",
