@@ -348,12 +348,7 @@ def _open_timer(
     process.start()
     fields: Any = request_fields(dict(way.options))
     command = TimePictures(replace(request, **fields), 1)
-
-    def run() -> float:
-        process.call(command, timeout=600.0)  # untimed: threads of the process before end their busy waiting
-        return process.call(command, timeout=600.0)
-
-    return run
+    return lambda: process.call(command, timeout=600.0)
 
 
 def _leading_ways(count: int) -> list[Way]:

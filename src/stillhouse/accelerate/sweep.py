@@ -45,7 +45,7 @@ _COMPONENT_ORDER = ("denoiser", "network", "decoder", "text_encoder", "text_enco
 _BUDGET_SHARES = {"denoiser": 0.33, DECODER: 0.38, "": 0.42}
 """Share of the time budget at whose end the measurement of a network of a pipeline ends; "": of any other network, such
 as a text encoder. The remaining time is for the measurement of whole pictures."""
-_SCORED_BUDGET_SHARES = {"denoiser": 0.27, DECODER: 0.31, "": 0.34}
+_SCORED_BUDGET_SHARES = {"denoiser": 0.25, DECODER: 0.32, "": 0.36}
 """The same shares where a program (oracle) scores pictures, since scores take hundreds of pictures."""
 
 

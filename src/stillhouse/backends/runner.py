@@ -39,6 +39,10 @@ class Runner(Protocol):
         """Number of convolutions, matrix products and attentions by precision, as the runtime reports it."""
 
     @property
+    def weight_types(self) -> Mapping[str, int]:
+        """Number of weights that are stored as integers and expanded before use, by type: int4, int8."""
+
+    @property
     def inputs(self) -> tuple[TensorSpec, ...]:
         """Names, dtypes and shapes of the inputs, in the graph's order. Lengths in `RunnerOptions.shapes` are fixed."""
 

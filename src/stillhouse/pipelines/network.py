@@ -77,7 +77,8 @@ class NetworkRunner:
         self._first = first = self._runner_for(network.shapes)
         self._has_static_shapes = bool(opening_shapes(network.component, network.shapes))
         self.backend, self.precision = first.backend, first.precision
-        self.layer_precisions, self.outputs = first.layer_precisions, first.outputs
+        self.layer_precisions, self.weight_types = first.layer_precisions, first.weight_types
+        self.outputs = first.outputs
         axes = read_signature(directory / network.component.graph).inputs
         self.inputs: tuple[TensorSpec, ...] = tuple(
             replace(spec, shape=tuple(axis if isinstance(axis, int) else None for axis in axes[spec.name]))

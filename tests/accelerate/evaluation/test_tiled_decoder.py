@@ -21,6 +21,7 @@ class Enlarging:
     backend: str = "numpy"
     precision: str = "f32"
     layer_precisions: Mapping[str, int] = field(default_factory=dict)
+    weight_types: Mapping[str, int] = field(default_factory=lambda: {"int8": 3})
     inputs: tuple[TensorSpec, ...] = (TensorSpec("latent_sample", "float32", (None, 4, None, None)),)
     outputs: tuple[TensorSpec, ...] = (TensorSpec("sample", "float32", (None, 4, None, None)),)
 
@@ -45,5 +46,5 @@ def test_the_same_picture_comes_from_smaller_pieces(shape: tuple[int, ...]) -> N
 def test_it_tells_what_the_decoder_tells() -> None:
     inner = Enlarging()
     runner = TiledDecoder(inner, tile=64, downscale=8)
-    properties = (runner.backend, runner.precision, runner.layer_precisions, runner.inputs, runner.outputs)
-    assert properties == (inner.backend, inner.precision, inner.layer_precisions, inner.inputs, inner.outputs)
+    names = ("backend", "precision", "layer_precisions", "weight_types", "inputs", "outputs")
+    assert all(getattr(runner, name) == getattr(inner, name) for name in names)

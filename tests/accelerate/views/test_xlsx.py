@@ -15,6 +15,7 @@ from stillhouse.accelerate.records.candidate import Candidate
 from stillhouse.accelerate.records.report import Report
 from stillhouse.accelerate.records.trial import Trial
 from stillhouse.accelerate.views.formatting import printable
+from stillhouse.accelerate.views.report_page import render_report
 from stillhouse.accelerate.views.summary import headline
 from stillhouse.accelerate.views.xlsx import write_spreadsheet
 from stillhouse.errors import InvalidRequest, RuntimeMissing
@@ -22,7 +23,8 @@ from tests.accelerate.views.sweeps import HOSTILE, MIB, PROMPTS, decoder_trials,
 
 THEIRS = ["task", "file size(MB)", "throughput(samples/second)", "mae"]
 OURS = (
-    *("status", "reason", "component", "executed precision", "backend", "latency p50 (ms)", "latency p95 (ms)"),
+    *("status", "reason", "component", "executed precision", "integer weights", "backend"),
+    *("latency p50 (ms)", "latency p95 (ms)"),
     *("speed-up", "speed-up low", "speed-up high", "batch", "SQNR (dB)", "cosine", "max abs error", "non-finite"),
     *("PSNR (dB)", "SSIM", "score", "peak memory (MB)", "peak GPU memory (MB)", "build (s)"),
     *("open (s)", "artifact"),
@@ -214,10 +216,20 @@ def test_without_openpyxl_the_line_that_installs_it_is_told(tmp_path: Path, monk
     assert not list(tmp_path.iterdir())
 
 
+def test_integer_weights_are_told_by_type(tmp_path: Path) -> None:
+    """Of a graph of int4 weights, convolutions and the last layer stay in int8."""
+    sweep = network_report()
+    first, *others = sweep.trials
+    mixed = replace(first, weight_types={"int4": 40, "int8": 3})
+    shown = replace(sweep, trials=(mixed, *others))
+    assert {line["integer weights"] for line in lines(book(shown, tmp_path))} == {"40 int4, 3 int8", None}
+    assert "weights: 40 int4, 3 int8" in render_report(shown, tmp_path)
+
+
 def test_no_figure_of_a_trial_is_forgotten() -> None:
     """A new field of Trial needs a column, or an entry in `elsewhere` if only the page shows it."""
     elsewhere = {"census", "first_seconds", "graph", "log", "reproduce", "unproven", "mismatch", "baseline_seconds"}
     shown = {"candidate", "status", "reason", "executed", "fidelity", "pictures", "seconds", "ratio", "batch", "rows"}
-    shown |= {"build_seconds", "open_seconds", "peak_bytes", "gpu_bytes", "file_bytes", "artifact"}
+    shown |= {"build_seconds", "open_seconds", "peak_bytes", "gpu_bytes", "file_bytes", "artifact", "weight_types"}
     assert {field.name for field in fields(Trial)} == elsewhere | shown
     assert MIB == 2**20

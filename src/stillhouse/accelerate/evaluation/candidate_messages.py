@@ -39,12 +39,14 @@ class Opened(msgspec.Struct, frozen=True, tag=True):
         first_seconds: seconds that the network's first call took.
         executed: precision in which the backend computes, as the backend reports it.
         census: number of convolutions, matrix products and attentions by precision; empty where it is unknown.
+        weight_types: number of weights that are stored as integers and expanded before use, by type.
     """
 
     seconds: float
     first_seconds: float
     executed: str
     census: dict[str, int]
+    weight_types: dict[str, int] = {}
 
 
 class Failure(msgspec.Struct, frozen=True, tag=True):

@@ -120,6 +120,7 @@ def open_and_run(trial: Trial, process: CandidateProcess, context: EvaluationCon
         trial,
         executed=opened.executed,
         census=opened.census,
+        weight_types=opened.weight_types,
         build_seconds=built.seconds if is_built else None,
         open_seconds=opened.seconds,
         first_seconds=opened.first_seconds,

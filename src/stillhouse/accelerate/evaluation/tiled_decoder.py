@@ -42,6 +42,11 @@ class TiledDecoder:
         return self.runner.layer_precisions
 
     @property
+    def weight_types(self) -> Mapping[str, int]:
+        """Return how many weights of the decoder are stored as integers, by type."""
+        return self.runner.weight_types
+
+    @property
     def inputs(self) -> tuple[TensorSpec, ...]:
         """Return the input specifications of the decoder that decodes each tile."""
         return self.runner.inputs

@@ -63,6 +63,7 @@ class Trial:
         status, reason: verdict, and one sentence with its cause; the reason of an accepted candidate is empty.
         executed: compute precision, as the backend reports it after opening the network.
         census: number of convolutions, matrix products and attentions by compute precision.
+        weight_types: number of weights that are stored as integers and expanded before use, by type: int4, int8.
         fidelity: error of the outputs relative to the baseline, by label of the recorded input ("noise 0.9", ...).
         pictures: difference between the candidate's pictures and the baseline's.
         seconds: duration of one call; of one picture for a candidate of the whole pipeline.
@@ -87,6 +88,7 @@ class Trial:
     reason: str = ""
     executed: str | None = None
     census: Mapping[str, int] = field(default_factory=dict)
+    weight_types: Mapping[str, int] = field(default_factory=dict)
     fidelity: Mapping[str, Fidelity] = field(default_factory=dict)
     pictures: PictureFidelity | None = None
     seconds: Timing | None = None

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from stillhouse.accelerate.views.formatting import format_weight_types
 from stillhouse.accelerate.views.rows import ReportRow
 
 CellValue: TypeAlias = str | int | float | None
@@ -106,6 +107,12 @@ SPREADSHEET_COLUMNS = (
         "@",
         "precision of the heavy layers, as read back from the backend",
         lambda row: row.trial.executed,
+    ),
+    SpreadsheetColumn(
+        "integer weights",
+        "@",
+        "number of weights that are stored as integers and expanded before use, by type",
+        lambda row: format_weight_types(row.trial.weight_types).removeprefix("weights: ") or None,
     ),
     SpreadsheetColumn("backend", "@", "name of the backend", lambda row: row.trial.candidate.backend),
     SpreadsheetColumn("latency p50 (ms)", "0.000", "median of one call", _nested_value("seconds", "median", 1000)),

@@ -1,5 +1,7 @@
 """Formatting of numbers and texts for the report's terminal output, spreadsheet and HTML page."""
 
+from collections.abc import Mapping
+
 from stillhouse.accelerate.records.report import Bounds
 from stillhouse.measure import fidelity, image_metrics
 from stillhouse.measure.clock import Ratio
@@ -116,6 +118,16 @@ def describe_bounds(bounds: Bounds) -> tuple[str, ...]:
         (bounds.max_mae, "a mean absolute error of at most {:g}"),
     )
     return tuple(text.format(value) for value, text in bound_texts if value is not None)
+
+
+def format_weight_types(weight_types: Mapping[str, int]) -> str:
+    """Return a text for the weights that are stored as integers; empty where none is.
+
+    >>> format_weight_types({"int4": 40, "int8": 3})
+    'weights: 40 int4, 3 int8'
+    """
+    counts = ", ".join(f"{count} {kind}" for kind, count in weight_types.items())
+    return f"weights: {counts}" if counts else ""
 
 
 def join_words(words: tuple[str, ...]) -> str:

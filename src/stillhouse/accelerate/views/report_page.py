@@ -21,6 +21,7 @@ from stillhouse.accelerate.views.formatting import (
     format_significant,
     format_speedup,
     format_sqnr,
+    format_weight_types,
     printable,
 )
 from stillhouse.accelerate.views.image_strips import DIFFERENCE_GAIN, ImageStrip, build_strips
@@ -269,9 +270,9 @@ def _describe_figures(row: ReportRow) -> str:
 
 
 def _format_executed(row: ReportRow) -> str:
-    census = row.trial.census
+    census, weights = row.trial.census, format_weight_types(row.trial.weight_types)
     counts = ", ".join(f"{count} {precision}" for precision, count in census.items()) if len(census) > 1 else ""
-    return "\n".join(printable(part) for part in (row.trial.executed or "", counts) if part)
+    return "\n".join(printable(part) for part in (row.trial.executed or "", counts, weights) if part)
 
 
 def _format_score(row: ReportRow) -> str:
