@@ -130,6 +130,7 @@ def _accelerate(results: Mapping[str, Any]) -> str:
         is_chosen = _candidate_key(trial) == chosen
         if trial["ratio"] and (is_chosen or candidate["recipe"] == "baseline" or not candidate["options"]):
             name = _LOOPS.get(candidate["backend"], "plain loop, chosen networks")
+            name += ", without busy waiting" if candidate["options"].get("spinning") == "0" else ""
             changes = [f"{option} {value}" for option, value in sorted(candidate["options"].items())]
             label = ", ".join(changes) or "the plain loop, other networks"
             seconds, ratio = trial["seconds"], trial["ratio"]
