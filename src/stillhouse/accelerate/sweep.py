@@ -155,9 +155,10 @@ class Sweep(SweepState):
         """Write inputs of other shapes that a single ONNX file or the config allows, one file for each set of shapes.
 
         Candidates are checked on these inputs, too, because a network may be right only for the shapes that it was made
-        for. Their values are those of the first probe, cut off or repeated.
+        for. Their values are those of the first probe, cut off or followed by those of the others.
         """
-        feeds = read_probes(files.probes)[0].feeds
+        sets = [probe.feeds for probe in read_probes(files.probes)]
+        feeds = sets[0]
         ranges = {name: ends for name, ends in self.options.shape_ranges.items() if ends[0] != ends[1]}
         paths = []
         for number, shapes in enumerate(
@@ -165,7 +166,7 @@ class Sweep(SweepState):
         ):
             paths.append(files.probes.with_name(f"shapes-{number}.npz"))
             label = "; ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items() if shape)
-            write_probes(paths[-1], [Probe(label, resize_feeds(feeds, shapes))])
+            write_probes(paths[-1], [Probe(label, resize_feeds(sets, shapes))])
         return paths
 
     def _guessed_shapes(self) -> bool:

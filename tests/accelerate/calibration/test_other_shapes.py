@@ -113,7 +113,7 @@ def test_a_config_with_a_range_around_its_shape_gives_both_ends(tmp_path: Path) 
     runner = open_runner(graph, "onnxruntime", RunnerOptions(threads=1))
     (feeds,) = plausible_inputs(graph, config.shapes, 1).sets
     for shapes in ends:
-        assert runner(resize_feeds(feeds, shapes))["out_sample"].shape[0] == shapes["sample"][0]
+        assert runner(resize_feeds([feeds], shapes))["out_sample"].shape[0] == shapes["sample"][0]
 
 
 def test_a_batch_in_second_place_is_doubled(tmp_path: Path) -> None:
@@ -138,16 +138,24 @@ PAIRS = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), max_size=3)
 def test_values_repeat_along_each_axis(lengths: list[tuple[int, int]], dtype: str) -> None:
     old, new = (tuple(pair[place] for pair in lengths) for place in (0, 1))
     array = np.arange(np.prod(old)).reshape(old).astype(dtype)
-    resized = resize_feeds({"x": array}, {"x": new})["x"]
+    resized = resize_feeds([{"x": array}], {"x": new})["x"]
     assert resized.shape == new and resized.dtype == array.dtype
     for place in np.ndindex(new):
         assert resized[place] == array[tuple(index % length for index, length in zip(place, old, strict=True))]
 
 
+def test_rows_that_are_added_differ_from_those_before() -> None:
+    """Points minus the mean of all points are 0 for equal rows, so that the weights behind would not count."""
+    sets = [{"x": np.full((1, 2), number)} for number in range(3)]
+    assert resize_feeds(sets, {"x": (4, 2)})["x"][:, 0].tolist() == [0, 1, 2, 0]
+    assert resize_feeds(sets, {"x": (2, 4)})["x"].tolist() == [[0, 0, 1, 1], [1, 1, 2, 2]]
+    assert resize_feeds([sets[0], {"x": np.ones((2, 2))}], {"x": (2, 2)})["x"].max() == 0, "of another shape"
+
+
 def test_an_empty_axis_grows_by_zeros() -> None:
-    resized = resize_feeds({"x": np.zeros((1, 0, 2), np.int32)}, {"x": (1, 3, 2)})["x"]
+    resized = resize_feeds([{"x": np.zeros((1, 0, 2), np.int32)}], {"x": (1, 3, 2)})["x"]
     assert resized.tolist() == [[[0, 0]] * 3] and resized.dtype == np.int32
-    assert resize_feeds({"x": np.ones((1, 3))}, {"x": (1, 0)})["x"].shape == (1, 0)
+    assert resize_feeds([{"x": np.ones((1, 3))}], {"x": (1, 0)})["x"].shape == (1, 0)
 
 
 def test_shapes_are_written_as_options() -> None:

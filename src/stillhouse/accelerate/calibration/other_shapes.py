@@ -4,7 +4,7 @@ A candidate is checked on further shapes, because it may be right only for the s
 """
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -61,16 +61,20 @@ def other_shapes(
     return others
 
 
-def resize_feeds(feeds: Mapping[str, NDArray[Any]], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[Any]]:
-    """Return inputs of other shapes: along each axis the values are cut off, or repeated from the first on.
+def resize_feeds(
+    sets: Sequence[Mapping[str, NDArray[Any]]], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, NDArray[Any]]:
+    """Return inputs of other shapes: along each axis the values of the first set are cut off, or other sets follow.
 
-    An axis of length 0 grows by zeros. Element types stay. Both arguments have the names of all inputs as keys, and
-    shapes have as many axes as the arrays.
+    Rows of other sets differ from those of the first, as a network may compare rows: repeated ones would prove nothing.
+    After the last set comes the first again. Sets of other shapes are left out. An axis of length 0 grows by zeros.
+    Element types stay. All arguments have the names of all inputs as keys, and shapes have as many axes as the arrays.
 
-    >>> resize_feeds({"x": np.array([[1, 2, 3]])}, {"x": (2, 5)})["x"].tolist()
-    [[1, 2, 3, 1, 2], [1, 2, 3, 1, 2]]
+    >>> resize_feeds([{"x": np.array([[1, 2, 3]])}, {"x": np.array([[7, 8, 9]])}], {"x": (2, 5)})["x"].tolist()
+    [[1, 2, 3, 7, 8], [7, 8, 9, 1, 2]]
     """
-    return {name: _resize(feeds[name], shape) for name, shape in shapes.items()}
+    usable = [feeds for feeds in sets if all(array.shape == sets[0][name].shape for name, array in feeds.items())]
+    return {name: _resize([feeds[name] for feeds in usable], shape) for name, shape in shapes.items()}
 
 
 def shape_arguments(shapes: Mapping[str, tuple[int, ...]]) -> str:
@@ -83,12 +87,19 @@ def shape_arguments(shapes: Mapping[str, tuple[int, ...]]) -> str:
     return " ".join(f"--shape {shlex.quote(text)}" for text in texts)
 
 
-def _resize(array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-    if array.size == 0:
-        return np.zeros(shape, array.dtype)
+def _resize(arrays: Sequence[NDArray[Any]], shape: tuple[int, ...]) -> NDArray[Any]:
+    if arrays[0].size == 0:
+        return np.zeros(shape, arrays[0].dtype)
     for axis, length in enumerate(shape):
-        array = np.take(array, np.arange(length) % array.shape[axis], axis)
-    return np.asarray(array, order="C")
+        parts = -(-length // arrays[0].shape[axis])
+        arrays = [_join([*arrays[first:], *arrays[:first]], parts, axis, length) for first in range(len(arrays))]
+    return np.asarray(arrays[0], order="C")
+
+
+def _join(arrays: Sequence[NDArray[Any]], parts: int, axis: int, length: int) -> NDArray[Any]:
+    """Return the first `length` elements along an axis of so many arrays joined, in turn; of one where `parts` is 0."""
+    joined = np.concatenate([arrays[part % len(arrays)] for part in range(max(1, parts))], axis)
+    return np.take(joined, range(length), axis)
 
 
 _Key: TypeAlias = str | tuple[str, int]
