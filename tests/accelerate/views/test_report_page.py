@@ -176,6 +176,18 @@ def test_pictures_have_words_and_the_strips_their_prompts(text: str) -> None:
     assert images[8]["alt"] == "difference from the baseline, 4 times amplified"
 
 
+def test_pictures_of_many_candidates_are_folded_but_for_the_choice(tmp_path: Path) -> None:
+    sweep = pipeline_report(tmp_path)
+    (cached,) = (trial for trial in sweep.trials if "cache_interval" in trial.candidate.options)
+    many = [replace(cached, candidate=replace(cached.candidate, options={"steps": str(n)})) for n in range(20, 25)]
+    page = render_report(replace(sweep, trials=(*sweep.trials, *many)), tmp_path)
+    shown, folded, rest = page.partition("<summary>Pictures of 7 other candidates</summary>")
+    pictures = 'alt="stillhouse sampling, steps 22: '
+    assert folded and pictures not in shown and rest.count(pictures) == len(PROMPTS)
+    assert shown.count('alt="difference from the baseline') == len(PROMPTS), "those of the choice"
+    assert "<summary>Pictures of" not in render_report(sweep, tmp_path), "four candidates are not folded"
+
+
 def test_a_missing_picture_is_told(tmp_path: Path) -> None:
     sweep = pipeline_report(tmp_path)
     (tmp_path / "pictures/cache_interval/1.png").unlink()

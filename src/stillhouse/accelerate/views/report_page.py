@@ -34,6 +34,8 @@ from stillhouse.html.environment import jinja_environment
 from stillhouse.images.files import write_file
 
 TEMPLATES = Path(__file__).parent
+_FEW_STRIPS = 4
+"""Maximum number of candidates whose pictures are all shown unfolded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,17 @@ class ReportSection:
     strips: tuple[ImageStrip, ...]
     probes: tuple[str, ...]
     batch_sizes: tuple[str, ...]
+
+    @property
+    def main_strips(self) -> tuple[ImageStrip, ...]:
+        """Return the pictures of the baseline and of the choice; of all candidates where there are few."""
+        main = tuple(strip for strip in self.strips if strip.row.baseline or strip.row.chosen)
+        return self.strips if len(self.strips) <= _FEW_STRIPS or not main else main
+
+    @property
+    def other_strips(self) -> tuple[ImageStrip, ...]:
+        """Return the other pictures, which the page folds."""
+        return tuple(strip for strip in self.strips if strip not in self.main_strips)
 
 
 def write_report_page(report: Report, path: Path) -> None:
