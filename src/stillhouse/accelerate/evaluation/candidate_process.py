@@ -3,9 +3,18 @@
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar, cast
+from typing import Any, ClassVar, Self, TypeVar, cast
 
-from stillhouse.accelerate.evaluation.candidate_messages import Command, Failure, Reply, StartCandidate
+from stillhouse.accelerate.evaluation.busy_waiting import BusyWaiting
+from stillhouse.accelerate.evaluation.candidate_messages import (
+    Command,
+    Failure,
+    Reply,
+    StartCandidate,
+    TimeBatch,
+    TimeCalls,
+    TimePictures,
+)
 from stillhouse.accelerate.evaluation.task import CandidateTask, write_task
 from stillhouse.measure.memory import peak_resident_bytes, resident_bytes
 from stillhouse.workers.process import MemoryLimit, WorkerError, WorkerProcess
@@ -28,6 +37,9 @@ class CandidateProcess(WorkerProcess[Command[Any], Reply]):
     >>> with CandidateProcess(task) as process:  # doctest: +SKIP
     ...     process.call(Build(), timeout=60)
     """
+
+    busy_waiting: ClassVar[BusyWaiting] = BusyWaiting()
+    """One for all processes, because they share the processor."""
 
     def __init__(
         self, task: CandidateTask, memory_limit: int | None = None, other_processes: "Sequence[CandidateProcess]" = ()
@@ -80,7 +92,12 @@ class CandidateProcess(WorkerProcess[Command[Any], Reply]):
         Raises:
             CandidateError: the command failed, or the process died, exceeded the timeout, or exceeded its memory limit.
         """
+        is_timed = isinstance(command, (TimeCalls, TimeBatch, TimePictures))
+        if is_timed:
+            self.busy_waiting.begin(self)
         reply = self.request(command, str(command.__struct_config__.tag), timeout)
+        if is_timed and self.task.waits_busily:
+            self.busy_waiting.end(self)
         if isinstance(reply, Failure):
             raise CandidateError(str(reply))
         return cast(Result, reply)

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from time import perf_counter, sleep
+from time import perf_counter
 from typing import assert_never
 
 import numpy as np
@@ -69,9 +69,6 @@ from stillhouse.workers.process import connect_to_parent
 _QUICK_OPEN_SECONDS = 3.0
 """A network is opened a second time, only to count its operations by precision, if opening takes at most this many
 seconds."""
-_SPIN_SECONDS = 0.08
-"""Seconds after a call in which threads of another process may still wait busily for the next one. onnxruntime's did so
-for 60 ms and took 34 ms of the processor; a timed call that begins then is up to twice as slow."""
 _QUICK_SECONDS = 1.0
 """An untimed picture is generated before a timed one if the picture before took at most this many seconds."""
 OUTPUTS_FILE, LARGE_BATCH_FILE, PICTURES_FILE = "outputs.npz", "large_batch.npz", "pictures.npz"
@@ -207,14 +204,12 @@ class CandidateWorker:
     def time_calls(self, calls: int) -> float:
         """Run the network `calls` times on recorded inputs, one call after the other, and return the total seconds.
 
-        Threads of other processes first get time to end their busy waiting. If `calls` is above 1, an untimed call
-        follows, which loads this process's data into the CPU caches.
+        If `calls` is above 1, an untimed call runs first, which loads this process's data into the CPU caches.
         """
         component = candidate_component(self.task.candidate, str(self.graph), "")
         run_calls = [
             self._bind_call(probe.feeds, self._runner_for(component, probe.feeds)) for probe in self.probes[:calls]
         ]
-        sleep(_SPIN_SECONDS)
         if calls > 1:
             run_calls[0]()
         self._synchronize()
@@ -271,11 +266,9 @@ class CandidateWorker:
     def time_pictures(self, request: ImageRequest, count: int) -> float:
         """Generate a picture `count` times, and return the total seconds, without the time to open the pipeline.
 
-        Threads of other processes first get time to end their busy waiting. If pictures are quick, an untimed one
-        follows, which loads this process's data into the CPU caches.
+        If pictures are quick, an untimed one comes first, which loads this process's data into the CPU caches.
         """
         self._get_pipeline()
-        sleep(_SPIN_SECONDS)
         if self._picture_seconds <= _QUICK_SECONDS:
             self._generate_batch([request])
         began = perf_counter()

@@ -49,6 +49,15 @@ class CandidateTask:
     defaults: Defaults | None = None
     step_cache: StepCache | None = None
 
+    @property
+    def waits_busily(self) -> bool:
+        """Return whether threads of the opened networks wait busily for the next call, as onnxruntime's do by default.
+
+        That is only where a candidate or a component asks for it.
+        """
+        settings = (self.candidate.options, *(component.settings for component in self.components.values()))
+        return any(options.get("spinning") == "1" for options in settings)
+
 
 def write_task(task: CandidateTask) -> Path:
     """Write a task as JSON into its folder, which is created if needed, and return the path of the file.
