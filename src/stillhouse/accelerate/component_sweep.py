@@ -22,6 +22,7 @@ from stillhouse.accelerate.search.candidates import (
     Environment,
     baseline_candidate,
     dominated_reason,
+    order_candidates,
     plan_candidates,
     spoilt_graph_reason,
 )
@@ -29,7 +30,7 @@ from stillhouse.accelerate.search.mixed_precision import search_mixed_precision
 from stillhouse.accelerate.search.students import copy_student_decoder
 from stillhouse.accelerate.selection.apply import apply_choice
 from stillhouse.accelerate.selection.choose import best_trial
-from stillhouse.accelerate.selection.runoff import run_final
+from stillhouse.accelerate.selection.runoff import final_seconds, run_final
 from stillhouse.accelerate.state import SweepState
 from stillhouse.backends.runtime import BackendStatus
 
@@ -72,7 +73,8 @@ class ComponentSweep:
             for item in planned:
                 if isinstance(item, Trial) and not self.sweep.find_trial(item.candidate):
                     self.sweep.add_trial(item)
-            candidates = self._order([item for item in planned if isinstance(item, Candidate)])
+            trials = self.sweep.report.trials_of(self.name)
+            candidates = order_candidates([item for item in planned if isinstance(item, Candidate)], trials)
             if baseline is None:
                 for candidate in candidates:
                     if not self.sweep.find_trial(candidate):
@@ -88,11 +90,6 @@ class ComponentSweep:
         planned = plan_candidates(self.name, environment, self.extra_candidates)
         reference = baseline_candidate(self.name, self.all_backends)  # measured already, whatever is selected
         return [item for item in planned if item != reference and is_selected(item, self.sweep.options)]
-
-    def _order(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """Return the candidates in the order of measuring; those that an earlier run did not finish come last."""
-        cut = {trial.candidate.key for trial in self.sweep.report.trials_of(self.name) if trial.reason == BUDGET_CUT}
-        return sorted(candidates, key=lambda candidate: candidate.key in cut)
 
     def _measure(self, candidates: Sequence[Candidate], baseline: BaselineRun) -> None:
         is_heavy = self.name in HEAVY_COMPONENTS
@@ -115,10 +112,14 @@ class ComponentSweep:
                 self._run_final(baseline)
 
     def _run_final(self, baseline: BaselineRun) -> None:
+        trials = self.sweep.report.trials_of(self.name)
+        left = self.sweep.seconds_left(self.share)
+        if final_seconds(trials) > left:
+            return
         self.sweep.on_progress(f"{self.name}: final", 1, 1)
         budget = self.sweep.options.final_timing_budget
-        budget = replace(budget, seconds=min(budget.seconds, self.sweep.seconds_left(self.share)))
-        for trial in run_final(self.sweep.report.trials_of(self.name), self.context, baseline, budget):
+        budget = replace(budget, seconds=min(budget.seconds, left))
+        for trial in run_final(trials, self.context, baseline, budget):
             self.sweep.add_trial(trial)
 
     def _evaluate(self, candidate: Candidate, baseline: BaselineRun, share: float) -> Trial:
@@ -194,7 +195,8 @@ class ComponentSweep:
 
     def _measure_baseline(self, candidate: Candidate) -> tuple[BaselineRun | None, str]:
         """Open a candidate as the baseline, and measure it unless an earlier run did."""
-        if self.sweep.find_trial(candidate) and (restored := restore_baseline(candidate, self.context)):
+        earlier = self.sweep.find_trial(candidate)
+        if earlier and (restored := restore_baseline(earlier, self.context)):
             self._warn_of_missing_signal(restored)
             return restored, ""
         trial, baseline = measure_baseline(candidate, self.context)

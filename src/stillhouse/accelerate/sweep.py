@@ -12,7 +12,7 @@ from time import monotonic
 
 from stillhouse.accelerate.calibration.calibration_data import Probe, read_probes, write_probes
 from stillhouse.accelerate.calibration.other_shapes import other_shapes, resize_feeds, shape_arguments
-from stillhouse.accelerate.calibration.prompts import comparison_requests, has_oracle, shorten_requests
+from stillhouse.accelerate.calibration.prompts import comparison_requests, has_oracle, is_heavy, shorten_requests
 from stillhouse.accelerate.calibration.record_calibration import (
     InputFiles,
     input_files,
@@ -45,6 +45,8 @@ _COMPONENT_ORDER = ("denoiser", "network", "decoder", "text_encoder", "text_enco
 _BUDGET_SHARES = {"denoiser": 0.33, DECODER: 0.38, "": 0.42}
 """Share of the time budget at whose end the measurement of a network of a pipeline ends; "": of any other network, such
 as a text encoder. The remaining time is for the measurement of whole pictures."""
+_HEAVY_BUDGET_SHARES = {"denoiser": 0.5, DECODER: 0.64, "": 0.7}
+"""The same shares for a model whose steps take seconds: each candidate takes minutes, and few pictures are compared."""
 _SCORED_BUDGET_SHARES = {"denoiser": 0.25, DECODER: 0.32, "": 0.36}
 """The same shares where a program (oracle) scores pictures, since scores take hundreds of pictures."""
 
@@ -130,8 +132,10 @@ class Sweep(SweepState):
         """Return the share of the time budget at whose end the measurement of a network ends."""
         if not self.workspace.is_pipeline:
             return 1.0
-        is_scored = has_oracle(original_manifest(self.workspace.directory))
-        shares = _SCORED_BUDGET_SHARES if is_scored else _BUDGET_SHARES
+        manifest = original_manifest(self.workspace.directory)
+        shares = _HEAVY_BUDGET_SHARES if is_heavy(manifest) else _BUDGET_SHARES
+        if has_oracle(manifest):
+            shares = _SCORED_BUDGET_SHARES
         return shares.get(component, shares[""])
 
     def _environment(self, component: WorkspaceComponent, files: InputFiles) -> Environment:

@@ -384,7 +384,10 @@ def _spec(name: str, port: Any, per_row: bool) -> TensorSpec:
 
 
 def candidates(context: CandidateContext) -> Iterator[CandidateSpec]:
-    """Yield the configurations of OpenVINO that `stillhouse accelerate` measures, the likeliest to be fast first."""
+    """Yield the configurations of OpenVINO that `stillhouse accelerate` measures, the likeliest to be fast first.
+
+    A large network takes minutes for each, so that a budget may end after a few.
+    """
 
     def spec(recipe: str = "f32", precision: str = "f32", **options: str) -> CandidateSpec:
         return CandidateSpec(recipe, precision, options, _RANK)
@@ -394,15 +397,18 @@ def candidates(context: CandidateContext) -> Iterator[CandidateSpec]:
         yield spec(shapes="static")
         return
     yield spec(precision="bf16", shapes="static")
-    yield spec(shapes="static")
-    if context.cost == "high" or context.role == "decoder":
-        yield spec("int8-static", shapes="static")
-        yield spec("int8-static", precision="bf16", shapes="static")
-    yield spec(precision="bf16", **streams)
-    yield spec(**streams)
     if context.cost == "high":
         yield spec("int8-static", precision="bf16", **streams)
+        yield spec(precision="bf16", **streams)
+    if context.cost == "high" or context.role == "decoder":
+        yield spec("int8-static", precision="bf16", shapes="static")
+        yield spec("int8-static", shapes="static")
+    yield spec(shapes="static")
+    if context.cost == "high":
         yield spec("int8-static", **streams)
+    else:
+        yield spec(precision="bf16", **streams)
+    yield spec(**streams)
     yield spec()
     if context.has_integer_weights:
         yield spec(shapes="static", dynamic_quantization="1")

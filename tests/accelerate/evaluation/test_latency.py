@@ -28,6 +28,9 @@ def test_short_calls_are_bundled_into_laps_of_a_fair_length() -> None:
     compare_latency(constant_timer(1.0), constant_timer(0.001, calls_log), TimingBudget(min_rounds=2, max_rounds=2))
     assert calls_log[-1] == pytest.approx(TimingBudget().round_seconds / 0.001, abs=1)
     assert calibrate_calls(constant_timer(100.0), 0.1) == 1
+    calls: list[int] = []
+    assert calibrate_calls(lambda count: calls.append(count) or 1.2, 0.1) == 1  # type: ignore[func-returns-value]
+    assert calls == [1], "a long call needs no warm-up besides itself"
 
 
 def test_a_budget_sets_the_length_of_its_rounds() -> None:

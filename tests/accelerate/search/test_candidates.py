@@ -7,11 +7,12 @@ import pytest
 
 from stillhouse.accelerate.evaluation.build import candidate_component
 from stillhouse.accelerate.records.candidate import Candidate
-from stillhouse.accelerate.records.trial import Trial
+from stillhouse.accelerate.records.trial import BUDGET_CUT, Trial
 from stillhouse.accelerate.search.candidates import (
     BASELINE_BACKEND,
     Environment,
     dominated_reason,
+    order_candidates,
     plan_candidates,
     runnable_candidates,
     spoilt_graph_reason,
@@ -20,6 +21,7 @@ from stillhouse.backends import ort, registry
 from stillhouse.backends.backend import Backend
 from stillhouse.backends.runtime import BackendStatus
 from stillhouse.gpu import Gpu
+from stillhouse.measure.clock import Timing
 from tests.accelerate.trials import MACHINE, make_trial
 
 
@@ -279,3 +281,13 @@ def test_a_graph_far_below_the_bound_is_not_measured_with_other_options(sqnr: fl
     assert not spoilt_graph_reason(streams, [trial], None)
     assert not spoilt_graph_reason(replace(streams, recipe="int8-weights"), [trial], 20.0)
     assert not spoilt_graph_reason(replace(streams, recipe="f32"), [trial], 20.0)
+
+
+@pytest.mark.parametrize(("seconds", "place"), [(0.5, 0), (4.0, 4)])
+def test_plain_onnxruntime_waits_for_likelier_candidates_where_calls_are_long(seconds: float, place: int) -> None:
+    plain = Candidate("denoiser", "onnxruntime")
+    others = [Candidate("denoiser", "openvino", options={"streams": str(count)}) for count in range(6)]
+    baseline = make_trial("onnxruntime", seconds=Timing(seconds, seconds, seconds, 3))
+    assert order_candidates([plain, *others], [baseline]).index(plain) == place
+    cut = Trial(others[1], "skipped", BUDGET_CUT)
+    assert order_candidates([plain, *others], [baseline, cut])[-1] == others[1]

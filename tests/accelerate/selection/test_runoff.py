@@ -22,12 +22,13 @@ from stillhouse.accelerate.selection.choose import best_trial
 from stillhouse.accelerate.selection.runoff import (
     BASELINE_KEY,
     MAX_FINALISTS,
+    final_seconds,
     repeat_finals,
     select_finalists,
     time_rounds,
     time_side_by_side,
 )
-from stillhouse.measure.clock import Ratio
+from stillhouse.measure.clock import Ratio, Timing
 from tests.accelerate.trials import make_trial
 
 STATUSES: tuple[Status, ...] = ("accepted", "rejected", "failed", "excluded", "skipped")
@@ -300,3 +301,11 @@ def test_all_openings_of_a_final_that_decides_nothing_have_the_rounds_of_its_bud
     monkeypatch.setattr(Opened, "seconds", (0.8, 1.2))
     timings = time_side_by_side([make_trial("one"), make_trial("two")], context, BaselineRun(process, ()))
     assert {len(seconds) for seconds in timings.values()} == {FINAL_BUDGET.max_rounds}
+
+
+def test_the_least_seconds_of_a_final_are_those_of_opening_and_three_rounds() -> None:
+    slow = Timing(4.0, 4.0, 4.0, 3)
+    pair = [make_trial(name, 1.0, seconds=slow, open_seconds=10.0, first_seconds=5.0) for name in ("one", "other")]
+    pair = [replace(trial, baseline_seconds=slow) for trial in pair]
+    assert final_seconds(pair) == 2 * 15 + 4 * (2 * 4 + 4)
+    assert final_seconds(pair[:1]) == final_seconds([]) == 0

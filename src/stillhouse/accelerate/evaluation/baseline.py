@@ -19,6 +19,7 @@ from stillhouse.accelerate.evaluation.candidate_messages import RunFeeds
 from stillhouse.accelerate.evaluation.candidate_process import LOG_FILE, CandidateError, CandidateProcess
 from stillhouse.accelerate.evaluation.candidate_worker import OUTPUTS_FILE, PICTURES_FILE
 from stillhouse.accelerate.evaluation.context import BaselineRun, EvaluationContext
+from stillhouse.accelerate.evaluation.latency import LONG_CALL_SECONDS
 from stillhouse.accelerate.evaluation.measure import (
     compare_samples,
     generate_samples,
@@ -63,7 +64,7 @@ def measure_baseline(candidate: Candidate, context: EvaluationContext) -> tuple[
         process.start()
         trial = replace(trial, reproduce=write_reproduce_script(process.folder, context.root))
         trial = open_and_run(trial, process, context)
-        opened = _describe_baseline(process, context)
+        opened = _describe_baseline(process, context, _is_slow(trial))
         compared = compare_outputs(opened.outputs, opened.outputs, opened.kinds)
         trial = replace(trial, fidelity=compared.fidelity)
         trial = measure_latency(trial, process, process, context, opened.has_independent_rows)
@@ -81,22 +82,23 @@ def measure_baseline(candidate: Candidate, context: EvaluationContext) -> tuple[
     return trial, baseline
 
 
-def restore_baseline(candidate: Candidate, context: EvaluationContext) -> BaselineRun | None:
+def restore_baseline(earlier: Trial, context: EvaluationContext) -> BaselineRun | None:
     """Open the baseline of an earlier run again, and return it with its stored outputs and pictures.
 
     The result is None where outputs or pictures are missing, or where the baseline cannot be opened.
 
     Args:
-        candidate: the candidate that was the baseline.
+        earlier: measurements of the baseline in the earlier run.
         context: inputs and limits.
     """
+    candidate = earlier.candidate
     folder = context.folder / candidate.key
     if not (folder / OUTPUTS_FILE).is_file() or (context.requests and not (folder / PICTURES_FILE).is_file()):
         return None
     samples = read_candidate_samples(folder) if context.requests else None
     try:
         process = reopen(context.make_task(candidate), context)
-        return replace(_describe_baseline(process, context), samples=samples)
+        return replace(_describe_baseline(process, context, _is_slow(earlier)), samples=samples)
     except CandidateError:
         return None
 
@@ -115,15 +117,23 @@ def unexcited_outputs(baseline: BaselineRun) -> tuple[str, ...]:
     return compare_outputs(baseline.outputs, baseline.outputs, baseline.kinds).unproven
 
 
-def _describe_baseline(process: CandidateProcess, context: EvaluationContext) -> BaselineRun:
-    """Return an open baseline with what its outputs tell about the network: their kinds, rows, and other shapes."""
+def _is_slow(trial: Trial) -> bool:
+    """Return whether calls of the opened network are long."""
+    return (trial.first_seconds or 0.0) > LONG_CALL_SECONDS
+
+
+def _describe_baseline(process: CandidateProcess, context: EvaluationContext, is_slow: bool = False) -> BaselineRun:
+    """Return an open baseline with what its outputs tell about the network: their kinds, rows, and other shapes.
+
+    A slow network is not run on other shapes, because its candidates would not be, either; see `opens_quickly`.
+    """
     outputs = read_probes(process.folder / OUTPUTS_FILE)
     return BaselineRun(
         process,
         outputs,
         kinds=read_output_kinds(context.graph) if context.graph.suffix == ".onnx" else OutputKinds(),
         has_independent_rows=_has_independent_rows(process, context),
-        shape_outputs=_run_other_shapes(process, context),
+        shape_outputs={} if is_slow else _run_other_shapes(process, context),
     )
 
 

@@ -4,13 +4,14 @@ from collections.abc import Callable, Sequence
 
 from stillhouse.accelerate.evaluation.build import candidate_component
 from stillhouse.accelerate.evaluation.candidate_process import CandidateError
+from stillhouse.accelerate.evaluation.latency import LONG_CALL_SECONDS
 from stillhouse.accelerate.records.trial import Trial
 from stillhouse.pipelines.batch_sizes import DEFAULT_SIZES
 from stillhouse.pipelines.runners import reopens_per_batch_size
 
 CPU_BATCH_SIZES = (1, 2, 4, 8)
 """Batch sizes at which candidates on a CPU are timed. Candidates on a GPU are timed at the sizes of DEFAULT_SIZES."""
-LONG_CALL_SECONDS, SATURATION_RATIO = 1.0, 0.95
+SATURATION_RATIO = 0.95
 """When timing of larger batches ends: once a batch needs more than SATURATION_RATIO times the least seconds per row of
 the smaller batches. On a CPU this rule applies only where a call takes more than LONG_CALL_SECONDS.
 """

@@ -11,6 +11,8 @@ Timer = Callable[[int], float]
 
 LONG_ROUND_SECONDS = 5.0
 """Duration of a round in seconds from which few rounds suffice, because a long round averages over interruptions."""
+LONG_CALL_SECONDS = 1.0
+"""Duration of a call in seconds from which it is timed by itself, and hardly anything is called only to warm up."""
 _LONG_ROUNDS = 3
 
 
@@ -60,14 +62,14 @@ class LatencyComparison:
 def calibrate_calls(timer: Timer, seconds: float) -> int:
     """Return how many calls together take the given seconds, at least 1.
 
-    The first call warms up. If this call takes more than LONG_ROUND_SECONDS, the result is 1. Otherwise the result
+    The first call warms up. If this call takes more than LONG_CALL_SECONDS, the result is 1. Otherwise the result
     follows from the duration of a second call.
 
     Args:
         timer: function that runs a number of calls and returns their total seconds.
         seconds: planned duration of all calls together.
     """
-    if timer(1) > LONG_ROUND_SECONDS:
+    if timer(1) > LONG_CALL_SECONDS:
         return 1
     return max(1, round(seconds / max(timer(1), 1e-6)))
 

@@ -6,8 +6,9 @@ Candidates that cannot run on this machine, or not with this network, are listed
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from stillhouse.accelerate.evaluation.latency import LONG_CALL_SECONDS
 from stillhouse.accelerate.records.candidate import BASELINE_OPTIONS, BATCH_DEPENDENT, NETWORK, Candidate
-from stillhouse.accelerate.records.trial import Trial
+from stillhouse.accelerate.records.trial import BUDGET_CUT, Trial
 from stillhouse.backends.backend import Backend, CandidateContext, CandidateSpec, missing_package
 from stillhouse.backends.registry import builtin_backends, find_backend
 from stillhouse.backends.runtime import BackendStatus
@@ -19,6 +20,8 @@ from stillhouse.pipelines.roles import DENOISER, ENCODER, TEXT_ENCODERS
 _SPOILT_MARGIN = 6.0
 """dB below the bound from which a graph is taken for too inaccurate, whatever the options."""
 BASELINE_BACKEND = "onnxruntime"
+_BEFORE_PLAIN = 4
+"""Number of candidates that are measured before plain onnxruntime where calls are long."""
 NO_CALIBRATION = (
     "static quantization needs real inputs besides the probes: give at least two different sets by --inputs"
 )
@@ -97,6 +100,24 @@ def plan_candidates(
         reason = _exclusion_reason(candidate, environment)
         planned.append(Trial(candidate, "excluded", reason) if reason else candidate)
     return planned
+
+
+def order_candidates(candidates: Sequence[Candidate], trials: Sequence[Trial]) -> list[Candidate]:
+    """Return a network's candidates in the order of measuring.
+
+    Those that an earlier run did not finish come last. Where calls of the network are long, the likeliest candidates
+    come before plain onnxruntime, which differs from the baseline by its settings only.
+
+    Args:
+        candidates: candidates in the order of `plan_candidates`.
+        trials: measurements of the network's candidates so far.
+    """
+    cut = {trial.candidate.key for trial in trials if trial.reason == BUDGET_CUT}
+    if any(trial.seconds and trial.seconds.median > LONG_CALL_SECONDS for trial in trials):
+        plain = [item for item in candidates if item == Candidate(item.component, BASELINE_BACKEND)]
+        others = [item for item in candidates if item not in plain]
+        candidates = [*others[:_BEFORE_PLAIN], *plain, *others[_BEFORE_PLAIN:]]
+    return sorted(candidates, key=lambda candidate: candidate.key in cut)
 
 
 def _with_batch_sizes(candidate: Candidate, rows: Sequence[int]) -> Candidate:

@@ -58,6 +58,20 @@ def select_finalists(trials: Sequence[Trial], memory_limit: int | None = None) -
     return finalists
 
 
+def final_seconds(trials: Sequence[Trial], memory_limit: int | None = None) -> float:
+    """Return the least seconds of a final: opening its candidates, and `_MIN_ROUNDS` rounds with the baseline.
+
+    The result is 0 where fewer than two candidates may be the fastest.
+    """
+    finalists = select_finalists(trials, memory_limit)
+    if len(finalists) < 2:
+        return 0.0
+    calls = [trial.seconds.median for trial in finalists if trial.seconds]
+    baseline = max((trial.baseline_seconds.median for trial in finalists if trial.baseline_seconds), default=0.0)
+    opening = sum((trial.open_seconds or 0.0) + (trial.first_seconds or 0.0) for trial in finalists)
+    return opening + (1 + _MIN_ROUNDS) * (sum(calls) + baseline)
+
+
 def run_final(
     trials: Sequence[Trial], context: EvaluationContext, baseline: BaselineRun, budget: TimingBudget = FINAL_BUDGET
 ) -> list[Trial]:
