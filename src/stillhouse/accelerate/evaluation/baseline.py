@@ -25,6 +25,7 @@ from stillhouse.accelerate.evaluation.measure import (
     generate_samples,
     measure_latency,
     open_and_run,
+    release_large,
     reopen,
     revive,
     write_reproduce_script,
@@ -71,6 +72,7 @@ def measure_baseline(candidate: Candidate, context: EvaluationContext) -> tuple[
         process = opened.process = revive(process, context)
         if context.requests:
             opened.samples = generate_samples(process, context)
+            release_large(process, context)
             trial = replace(trial, pictures=compare_samples(trial, opened.samples, opened.samples, context))
         trial = judge_trial(trial, context.bounds)
         baseline = None if any(fidelity.nonfinite for fidelity in trial.fidelity.values()) else opened

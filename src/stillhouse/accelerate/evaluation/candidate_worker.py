@@ -346,7 +346,8 @@ class CandidateWorker:
 
     def _get_runner(self) -> Runner:
         if self._runner is None:
-            self._pipeline = None
+            if self._pipeline:
+                self.release()
             self.open()
         assert self._runner is not None
         return self._runner
@@ -387,8 +388,7 @@ class CandidateWorker:
                 components[name] = candidate_component(task.candidate, str(self.graph), components[name].weights)
             # Free the runner of the network, because the pipeline opens the same network again, and two copies may not
             # fit into memory.
-            self._runner = None
-            self._resized_runners.clear()
+            self.release()
             self._pipeline = Pipeline(
                 Path(task.pipeline),
                 manifest=self._manifest(),

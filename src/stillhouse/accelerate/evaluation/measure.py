@@ -30,7 +30,7 @@ from stillhouse.measure.clock import Ratio
 _SELF_ROUNDS = 2
 """Number of rounds in which a baseline whose calls are long is timed against itself, twice in each."""
 _LARGE_GRAPH_BYTES = 256 << 20
-"""Size in bytes of a graph with its weights from which the baseline is closed while another graph is built."""
+"""Size in bytes of a graph with its weights from which the baseline is closed while it is not needed."""
 REPRODUCE_FILE = "reproduce.py"
 
 
@@ -49,10 +49,19 @@ def build_artifact(candidate: Candidate, context: EvaluationContext, baseline: B
     """
     if not candidate.makes_graph or (context.artifacts / candidate.artifact_key).is_dir():
         return
-    if baseline and graph_bytes(context.graph) > _LARGE_GRAPH_BYTES:
-        baseline.process.call(Release(), timeout=context.timeout)
+    if baseline:
+        release_large(baseline.process, context)
     with CandidateProcess(context.make_task(candidate), context.memory_limit, baseline_processes(baseline)) as builder:
         builder.call(Build(), timeout=context.timeout)
+
+
+def release_large(process: CandidateProcess, context: EvaluationContext) -> None:
+    """Close the networks of a process, so that others can use their memory, if the graph of the network is large.
+
+    The next command that needs them opens them again.
+    """
+    if graph_bytes(context.graph) > _LARGE_GRAPH_BYTES:
+        process.call(Release(), timeout=context.timeout)
 
 
 def reopen(
