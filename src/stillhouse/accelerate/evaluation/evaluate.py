@@ -114,7 +114,9 @@ def _check_other_shapes(
         outputs = process.folder / _SHAPE_OUTPUTS_FILE
         try:
             process.call(RunFeeds(str(path), str(outputs)), timeout=context.timeout)
-            fidelity |= compare_outputs(expected, read_probes(outputs), baseline.kinds).fidelity
+            compared = compare_outputs(expected, read_probes(outputs), baseline.kinds).fidelity
+            # Inputs of other shapes are joined pieces, between which a classifier hesitates; their SQNR is enough.
+            fidelity |= {label: replace(value, agreement=None) for label, value in compared.items()}
         except CandidateError as failure:
             sentence = f"it does not run with {expected[0].label}, which the file allows: {failure}"
             return replace(trial, mismatch=sentence)
