@@ -19,15 +19,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks.grid import markdown_table
+from benchmarks.pipeline_process import pipeline_process
 from benchmarks.record import RESULTS, read_results, write_results
 from stillhouse.accelerate.calibration.calibration_data import read_probes
 from stillhouse.accelerate.calibration.record_calibration import InputFiles, input_files, record_pipeline_inputs
 from stillhouse.accelerate.evaluation.build import build_graph, candidate_component
 from stillhouse.accelerate.evaluation.candidate_messages import TimePictures
-from stillhouse.accelerate.evaluation.candidate_process import CandidateProcess
 from stillhouse.accelerate.evaluation.score_decision import paired_score_gain
-from stillhouse.accelerate.evaluation.task import CandidateTask
-from stillhouse.accelerate.records.candidate import DECODER, PIPELINE, Candidate
+from stillhouse.accelerate.records.candidate import DECODER, Candidate
 from stillhouse.accelerate.search.sampling_variants import request_fields, variant_cost
 from stillhouse.accelerate.selection.apply import make_step_cache
 from stillhouse.accelerate.workspace import f32_components, original_manifest, prepare_workspace
@@ -332,18 +331,8 @@ def _open_timer(
     """Return a function that generates a picture with a way in a process of its own and returns its seconds."""
     directory, components, cache = grid.networks(way, settings)
     folder = _WORK / "timing" / str(abs(hash((way, tuple(settings.items())))))
-    candidate = Candidate(PIPELINE, "stillhouse", "sampling", "f32", dict(way.options))
-    task = CandidateTask(
-        candidate,
-        graph="",
-        folder=str(folder),
-        artifact="",
-        pipeline=str(directory),
-        components=components,
-        defaults=read_manifest(directory).defaults if way.student else original_manifest(directory).defaults,
-        step_cache=cache,
-    )
-    process = CandidateProcess(task, None, ())
+    defaults = read_manifest(directory).defaults if way.student else original_manifest(directory).defaults
+    process = pipeline_process(folder, directory, components, defaults, dict(way.options), cache)
     stack.callback(process.kill)
     process.start()
     fields: Any = request_fields(dict(way.options))

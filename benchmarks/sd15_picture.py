@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.grid import markdown_table
+from benchmarks.pipeline_process import pipeline_process
 from benchmarks.record import write_results
 from stillhouse.accelerate.calibration.prompts import PROMPTS
 from stillhouse.accelerate.evaluation.candidate_messages import Generate, TimePictures
 from stillhouse.accelerate.evaluation.candidate_process import CandidateProcess
 from stillhouse.accelerate.evaluation.sample_images import read_candidate_samples
-from stillhouse.accelerate.evaluation.task import CandidateTask
-from stillhouse.accelerate.records.candidate import PIPELINE, Candidate
+from stillhouse.accelerate.records.candidate import PIPELINE
 from stillhouse.accelerate.records.report import read_report
 from stillhouse.accelerate.workspace import f32_components
 from stillhouse.core import ImageRequest
@@ -101,18 +101,7 @@ def time_pictures() -> dict[str, Any]:
         processes = {}
         for name, (directory, components) in pipelines.items():
             folder = BUILD / NAME / name.replace(" ", "-")
-            candidate = Candidate(PIPELINE, "stillhouse", options={"pipeline": name})
-            defaults = read_manifest(directory).defaults
-            task = CandidateTask(
-                candidate,
-                graph="",
-                folder=str(folder),
-                artifact="",
-                pipeline=str(directory),
-                components=components,
-                defaults=defaults,
-            )
-            processes[name] = CandidateProcess(task, None, ())
+            processes[name] = pipeline_process(folder, directory, components, read_manifest(directory).defaults)
             stack.callback(processes[name].kill)
             processes[name].start()
             processes[name].call(Generate((_REQUEST,), 1), timeout=900.0)

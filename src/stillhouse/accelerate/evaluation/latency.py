@@ -12,7 +12,7 @@ Timer = Callable[[int], float]
 LONG_ROUND_SECONDS = 5.0
 """Duration of a round in seconds from which few rounds suffice, because a long round averages over interruptions."""
 LONG_CALL_SECONDS = 1.0
-"""Duration of a call in seconds from which it is timed by itself, and hardly anything is called only to warm up."""
+"""Duration of a call in seconds from which a round has one call, and no further call only warms up."""
 _LONG_ROUNDS = 3
 
 
