@@ -280,6 +280,26 @@ def test_the_last_nodes_say_which_outputs_are_probabilities_and_logits(tmp_path:
     assert read_output_kinds(NETWORKS["encoder"](tmp_path / "encoder.onnx")) == NO_KINDS
 
 
+def test_a_small_output_for_one_input_keeps_its_label() -> None:
+    """Otherwise the figure for another shape would replace that of all inputs."""
+    scores = np.array([0.2, 0.8], np.float32)
+    assert list(compare_outputs([Probe("x 2x9", {"out": scores})], [Probe("x 2x9", {"out": scores})]).fidelity) == [
+        "x 2x9"
+    ]
+    assert list(compare_outputs(single(scores, scores), single(scores, scores)).fidelity) == [ALL_INPUTS]
+
+
+def test_where_scores_are_not_judged_integers_must_still_be_equal() -> None:
+    """Inputs of other shapes are joined pieces: a classifier hesitates there, but ArgMax inside the graph counts."""
+    scores, labels = np.eye(9)[RNG.integers(0, 9, 100)].astype(np.float32), np.arange(100)
+    expected = [Probe("x 2x9", {"scores": scores, "labels": labels})]
+    actual = [Probe("x 2x9", {"scores": np.roll(scores, 1, -1), "labels": labels + (labels < 3)})]
+    fidelity = compare_outputs(expected, actual, judge_scores=False).fidelity
+    assert fidelity["x 2x9, labels"].agreement == 0.97
+    assert fidelity["x 2x9, scores"].agreement is None
+    assert fidelity["x 2x9, scores"].sqnr < 0
+
+
 @pytest.mark.parametrize(
     ("name", "classes", "are_classes"),
     [("out", 8210, True), ("out", 1000, True), ("logits", 32, True), ("out", 768, False), ("text_embeds", 100, False)],

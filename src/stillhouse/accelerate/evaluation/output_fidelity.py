@@ -105,7 +105,7 @@ def read_output_kinds(graph: Path) -> OutputKinds:
 
 
 def compare_outputs(
-    reference: Sequence[Probe], outputs: Sequence[Probe], kinds: OutputKinds = NO_KINDS
+    reference: Sequence[Probe], outputs: Sequence[Probe], kinds: OutputKinds = NO_KINDS, *, judge_scores: bool = True
 ) -> OutputComparison:
     """Compare a network's outputs with reference outputs for the same inputs.
 
@@ -115,6 +115,7 @@ def compare_outputs(
     Args:
         reference, outputs: outputs of the baseline and of the candidate for each input, in the same order.
         kinds: kinds of the outputs, from `read_output_kinds`.
+        judge_scores: whether outputs of scores have an agreement of classes. Integers and booleans always have one.
 
     Raises:
         OutputMismatch: an output is missing or has another shape than the reference.
@@ -127,6 +128,9 @@ def compare_outputs(
             label = ALL_INPUTS if _is_small(reference, name) else expected.label.partition(", ")[0]
             pooled.setdefault((label, name), []).append((tensor, actual.feeds[name]))
     fidelity = {key: _compare_pool(key[1], pairs, kinds) for key, pairs in pooled.items()}
+    if not judge_scores:
+        scores = {name for name, tensor in reference[0].feeds.items() if tensor.dtype.kind == "f"}
+        fidelity |= {key: replace(fidelity[key], agreement=None) for key in fidelity if key[1] in scores}
     names = list(reference[0].feeds)
     proven = {name for (_, name), value in fidelity.items() if value.has_signal}
     labelled = {f"{label}, {name}" if len(names) > 1 else label: value for (label, name), value in fidelity.items()}
@@ -283,7 +287,7 @@ def _check_shape(label: str, name: str, expected: Tensor, actual: Tensor) -> Non
 
 
 def _is_small(reference: Sequence[Probe], name: str) -> bool:
-    return all(probe.feeds[name].size < _MIN_ELEMENTS for probe in reference)
+    return len(reference) > 1 and all(probe.feeds[name].size < _MIN_ELEMENTS for probe in reference)
 
 
 def compare_around_mean(reference: Tensor, other: Tensor) -> tuple[float, str]:
