@@ -21,8 +21,6 @@ from benchmarks.grid import markdown_table
 from benchmarks.real_models.models import find_model
 from stillhouse.accelerate.records.report import Report, read_report
 from stillhouse.cli.arguments import duration
-from stillhouse.measure.machine import Machine, read_machine
-from stillhouse.validation import convert
 
 NAME = "budgets"
 BUDGETS = ("60s", "180s", "6m")
@@ -57,7 +55,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=[PIPELINE, *NETWORKS], default=[])
     parser.add_argument("--budget", action="append", choices=BUDGETS, default=[])
     arguments = parser.parse_args()
-    results = _read_earlier()
+    results = dict(record.read_earlier(NAME).get("runs", {}))
     for budget in arguments.budget or BUDGETS:
         for model in arguments.only or [PIPELINE, *NETWORKS]:
             if f"{model} {budget}" not in results:
@@ -130,15 +128,6 @@ def _source(model: str) -> list[str]:
     sets = network.inputs()
     np.savez(inputs, allow_pickle=False, **{name: np.array([feeds[name] for feeds in sets]) for name in sets[0]})
     return [str(network.graph), "--inputs", str(inputs)]
-
-
-def _read_earlier() -> dict[str, Any]:
-    """Return the runs that this machine measured; none where there is no file."""
-    if not (record.RESULTS / f"{NAME}.json").exists():
-        return {}
-    earlier = record.read_results(NAME)
-    is_same_machine = convert(Machine, earlier["machine"]).fingerprint() == read_machine().fingerprint()
-    return dict(earlier["runs"]) if is_same_machine else {}
 
 
 if __name__ == "__main__":

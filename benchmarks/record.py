@@ -6,7 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from stillhouse.measure.machine import installed_versions, read_machine
+from stillhouse.measure.machine import Machine, installed_versions, read_machine
+from stillhouse.validation import convert
 
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("stillhouse", "numpy", "onnxruntime", "openvino", "torch", "diffusers", "transformers")
@@ -28,3 +29,12 @@ def read_results(name: str) -> dict[str, Any]:
     """Read what `write_results` wrote."""
     document: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
     return document
+
+
+def read_earlier(name: str) -> dict[str, Any]:
+    """Return the results that this machine wrote, so that a second run goes on; empty where there are none."""
+    if not (RESULTS / f"{name}.json").exists():
+        return {}
+    earlier = read_results(name)
+    is_same_machine = convert(Machine, earlier["machine"]).fingerprint() == read_machine().fingerprint()
+    return earlier if is_same_machine else {}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from benchmarks import record
-from benchmarks.real_models import measure, results, wheels
+from benchmarks.real_models import measure, wheels
 from benchmarks.real_models.data import chord, line_texts, text_line
 from benchmarks.real_models.measure import Claim, Measured, describe_difference, measure_model
 from benchmarks.real_models.models import MODELS
@@ -353,7 +353,7 @@ def test_a_second_run_goes_on_on_the_same_machine_with_the_same_budget(
     assert gains(read_earlier("60s")["one"])
     assert read_earlier("2m") == {}
     other = replace(read_machine(), processor="another processor")
-    monkeypatch.setattr(results, "read_machine", lambda: other)
+    monkeypatch.setattr(record, "read_machine", lambda: other)
     assert read_earlier("60s") == {}
 
 
