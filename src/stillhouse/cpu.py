@@ -51,6 +51,13 @@ def read_processors(root: Path = _ROOT) -> list[dict[str, str]]:
     return [block for block in fields if "processor" in block]
 
 
+def processor_flags(root: Path = _ROOT) -> frozenset[str]:
+    """Return the instruction set extensions of the processor as Linux names them, such as avx2; empty if unknown."""
+    processors = read_processors(root)
+    first = processors[0] if processors else {}
+    return frozenset(f"{first.get('flags', '')} {first.get('Features', '')}".split())
+
+
 def read_text(path: Path) -> str:
     """Return the text of a file of the system; "" where it cannot be read."""
     try:

@@ -13,11 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillhouse.backends.backend import Backend, BuildGraph, CandidateContext, CandidateSpec, Recipe
+from stillhouse.backends.int8_attention import missing_reason
+from stillhouse.backends.openvino_attention import AttentionOps
 from stillhouse.backends.runner import GraphRunner, RunnerOptions, Tensors, check_settings, fix_axes
 from stillhouse.backends.runtime import BackendStatus, install_command, require, translate_errors
 from stillhouse.backends.signature import AXES_KEY, OPENVINO_SUFFIX, Axes, Signature
 from stillhouse.core import TensorSpec
-from stillhouse.cpu import limited_cores
+from stillhouse.cpu import limited_cores, usable_cores
 from stillhouse.errors import BackendFailed, InvalidRequest, UnsupportedPrecision
 
 WITHOUT_BIAS_SUFFIX = "/WithoutBiases"
@@ -27,7 +29,7 @@ _DEVICE = "CPU"
 _RANK = 50
 _CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 """OpenVINO's name of each precision, by its name in Stillhouse."""
-SETTINGS: Mapping[str, tuple[str, ...]] = {"dynamic_quantization": ("0", "1")}
+SETTINGS: Mapping[str, tuple[str, ...]] = {"dynamic_quantization": ("0", "1"), "attention": ("plain", "int8")}
 """Allowed values of each setting; the first value is the default."""
 _GROUP_SIZE = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 _GROUP = 32
@@ -54,10 +56,12 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
         dynamic_quantization: 1 rounds the inputs of layers whose weights are stored as integers to int8 at run time, in
             groups of 32 with a scale for each. OpenVINO would do so by default, also where f32 is requested; a layer
             then keeps about 45 dB, against 130 dB without. The result of a row does not depend on the other rows.
+        attention: int8 replaces attentions over many tokens by `int8_attention`. Needs static shapes or streams. The
+            compiled network is not cached.
 
     Raises:
-        InvalidRequest: an unknown setting.
-        RuntimeMissing: openvino is not installed.
+        InvalidRequest: an unknown setting, or attention: int8 with open axes.
+        RuntimeMissing: openvino is not installed, or attention: int8 on a machine without it.
         UnsupportedPrecision: the processor does not have the precision. Without this check, OpenVINO would silently
             compute in f32.
         BackendFailed: openvino refuses the graph.
@@ -72,13 +76,16 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
     with translate_errors(_NAME, graph, "open"):
         model = _read_model(core, graph, axes, options)
         config = compile_properties(options)
+        weight_types = count_weight_types(model)
+        attentions = _replace_attentions(model, options) if options.settings.get("attention") == "int8" else None
         compiled = core.compile_model(model, _DEVICE, config)
+        if attentions:
+            attentions.release()
         per_row = options.streams > 1
         inputs = tuple(_spec(name, compiled.input(name), per_row) for name in signature.inputs)
         outputs = tuple(_spec(name, compiled.output(name), per_row) for name in signature.outputs)
         requests = [compiled.create_infer_request() for _ in range(options.streams)]
         layers = _layer_precisions(core, compiled, model, config)
-        weight_types = count_weight_types(model)
     # A network without convolutions, matrix products and attentions has no layer precisions (`layers` is empty). The
     # precision that OpenVINO was set to is then reported.
     executed = set(layers) or {compiled.get_property("INFERENCE_PRECISION_HINT").to_string()}
@@ -266,6 +273,14 @@ def _read_model(core: Any, graph: Path, axes: Mapping[str, Axes], options: Runne
     return model
 
 
+def _replace_attentions(model: Any, options: RunnerOptions) -> AttentionOps:
+    if model.is_dynamic():
+        raise InvalidRequest("attention: int8 was requested for open axes", allowed="static shapes, or several streams")
+    attentions = AttentionOps(max(1, (options.threads or usable_cores()) // options.streams))
+    attentions.replace(model)
+    return attentions
+
+
 def compile_properties(options: RunnerOptions) -> dict[str, Any]:
     """Return the properties with which OpenVINO compiles a network, by name: precision, streams, threads and cache."""
     is_quantised = options.settings.get("dynamic_quantization") == "1"
@@ -279,7 +294,7 @@ def compile_properties(options: RunnerOptions) -> dict[str, Any]:
     threads = options.threads or limited_cores()
     if threads:
         config["INFERENCE_NUM_THREADS"] = threads
-    if options.cache:
+    if options.cache and options.settings.get("attention") != "int8":
         # Each combination of options has its own cache directory, because OpenVINO's cache key lacks the options: a
         # network that was compiled for f32 was loaded for f16, and returned NaN.
         name = f"{options.precision}-{threads or 'all'}-{options.streams}{'-quantised' if is_quantised else ''}"
@@ -399,6 +414,9 @@ def candidates(context: CandidateContext) -> Iterator[CandidateSpec]:
     yield spec(precision="bf16", shapes="static")
     if context.cost == "high":
         yield spec("int8-static", precision="bf16", **streams)
+        if context.role == "denoiser":
+            yield spec("int8-static", precision="bf16", attention="int8", **streams)
+            yield spec(precision="bf16", attention="int8", **streams)
         yield spec(precision="bf16", **streams)
     if context.cost == "high" or context.role == "decoder":
         yield spec("int8-static", precision="bf16", shapes="static")
@@ -421,6 +439,11 @@ def candidates(context: CandidateContext) -> Iterator[CandidateSpec]:
         yield spec(precision="f16", shapes="static")
     if context.role == "decoder" and context.decoder_side:
         yield spec(tile=str(context.decoder_side // 2))
+
+
+def exclusion(spec: CandidateSpec, context: CandidateContext) -> str:
+    """Return why a configuration of OpenVINO cannot run on this machine; "" where it can."""
+    return missing_reason(context.instructions) if spec.options.get("attention") == "int8" else ""
 
 
 def _build_int8(graph: Path, out: Path, feeds: Sequence[Mapping[str, NDArray[Any]]], keep: Sequence[str]) -> None:
@@ -457,4 +480,5 @@ BACKEND = Backend(
         "int4-weights": _recipe(_weights_builder(4)),
     },
     candidates=candidates,
+    exclusion=exclusion,
 )

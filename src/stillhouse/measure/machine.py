@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from stillhouse.cpu import read_processors, read_text, usable_cores
+from stillhouse.cpu import processor_flags, read_processors, read_text, usable_cores
 from stillhouse.gpu import Gpu, find_gpus
 
 # These instruction set extensions of x86 and ARM decide which precisions are fast. They are spelled as Linux does,
@@ -69,7 +69,7 @@ def read_machine(root: Path = Path("/")) -> Machine:
     """
     processors = read_processors(root)
     first = processors[0] if processors else {}
-    flags = set(f"{first.get('flags', '')} {first.get('Features', '')}".split())
+    flags = processor_flags(root)
     return Machine(
         processor=first.get("model name") or platform.processor() or platform.machine(),
         cores=usable_cores(root),

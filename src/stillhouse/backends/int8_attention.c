@@ -1,0 +1,334 @@
+/* Attention with products in int8, for processors with AVX-512 VNNI.
+ *
+ * softmax(scale * Q K^T) V for float32 Q, K and V of shape [rows, tokens, heads * dim]. Q and K are rounded to int8 with
+ * a scale for each query and one for all keys of a head, after the mean of the keys was subtracted, which does not
+ * change the softmax (SageAttention, Zhang et al. 2024). Weights are rounded to 8 bits with 255 for the largest weight
+ * so far of a query, V to int8 with a scale for each channel; sums are exact in int32. The maximum and the sum of the
+ * weights are kept while blocks of keys are visited (FlashAttention, Dao et al. 2022), so that scores never leave the
+ * first-level cache.
+ *
+ * A vector holds 16 queries: maxima, exponentials and sums need no operation across lanes.
+ */
+#define _GNU_SOURCE /* sched_setaffinity */
+#include <stdint.h>
+
+#if defined(__x86_64__) && defined(__GNUC__) && defined(__linux__)
+
+#include <immintrin.h>
+#include <math.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define VNNI __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
+#define INLINE static inline __attribute__((always_inline))
+
+enum {
+  LANES = 16,
+  QUERIES = 2 * LANES, /* queries of a tile */
+  KEYS = 12,           /* keys of a register block: 24 accumulators */
+  BLOCK = 10 * KEYS,   /* keys between two updates of the maximum; scores take 15 KB */
+  MAX_DIM = 256,
+  MAX_THREADS = 64,
+  OFFSET = 128 /* makes queries unsigned, as VNNI demands of one factor */
+};
+static const int32_t LOWEST = -(1 << 30);
+
+typedef struct {
+  const float *q, *k, *v;
+  float *out;
+  int64_t rows, queries, keys, heads, dim;
+  float scale;
+  int64_t parts; /* parts of the queries of a head that are worked on by themselves */
+  int64_t next;  /* next part of work */
+  int failed;
+  cpu_set_t processors;
+} Call;
+
+/* Keys and values of a head. `start` holds what a score begins with: -OFFSET times the sum of the key, or LOWEST for a
+ * key that only fills the last register block. `poison` is 0, or NaN where a key or a value is not finite. */
+typedef struct {
+  int8_t *k; /* [keys][dim] */
+  int8_t *v; /* [keys / 4][dim][4] */
+  int32_t *start;
+  float k_scale, v_scale[MAX_DIM], poison;
+  int64_t keys;
+} Packed;
+
+INLINE __m128 absolute(__m128 x) { return _mm_andnot_ps(_mm_set1_ps(-0.f), x); }
+
+INLINE float largest(__m128 x) {
+  x = _mm_max_ps(x, _mm_shuffle_ps(x, x, 0x4e));
+  return _mm_cvtss_f32(_mm_max_ps(x, _mm_shuffle_ps(x, x, 0xb1)));
+}
+
+INLINE float step_of(float top) { return top > 0 ? top / 127.f : 1.f; }
+
+VNNI static void pack(const Call *call, int64_t row, int64_t head, Packed *packed) {
+  const int64_t dim = call->dim, count = call->keys, stride = call->heads * dim;
+  const float *k = call->k + row * count * stride + head * dim, *v = call->v + row * count * stride + head * dim;
+  float mean[MAX_DIM] = {0}, top[MAX_DIM] = {0}, inverse[MAX_DIM];
+  __m128 poison = _mm_setzero_ps(), most = _mm_setzero_ps();
+  for (int64_t i = 0; i < count; i++)
+    for (int64_t d = 0; d < dim; d += 4) {
+      const __m128 key = _mm_loadu_ps(k + i * stride + d), value = _mm_loadu_ps(v + i * stride + d);
+      poison = _mm_add_ps(poison, _mm_mul_ps(_mm_add_ps(key, value), _mm_setzero_ps()));
+      _mm_storeu_ps(mean + d, _mm_add_ps(_mm_loadu_ps(mean + d), key));
+      _mm_storeu_ps(top + d, _mm_max_ps(_mm_loadu_ps(top + d), absolute(value)));
+    }
+  packed->poison = poison[0] + poison[1] + poison[2] + poison[3];
+  for (int64_t d = 0; d < dim; d++) {
+    mean[d] /= (float)count;
+    packed->v_scale[d] = step_of(top[d]);
+    inverse[d] = 1.f / packed->v_scale[d];
+  }
+  for (int64_t i = 0; i < count; i++)
+    for (int64_t d = 0; d < dim; d += 4)
+      most = _mm_max_ps(most, absolute(_mm_sub_ps(_mm_loadu_ps(k + i * stride + d), _mm_loadu_ps(mean + d))));
+  packed->k_scale = step_of(largest(most));
+
+  const __m128 k_inverse = _mm_set1_ps(1.f / packed->k_scale);
+  memset(packed->k, 0, packed->keys * dim);
+  memset(packed->v, 0, packed->keys * dim);
+  for (int64_t i = count; i < packed->keys; i++) packed->start[i] = LOWEST;
+  for (int64_t i = 0; i < count; i++) {
+    __m128i sum = _mm_setzero_si128();
+    for (int64_t d = 0; d < dim; d += 4) {
+      const __m128 key = _mm_sub_ps(_mm_loadu_ps(k + i * stride + d), _mm_loadu_ps(mean + d));
+      const __m128i rounded = _mm_cvtps_epi32(_mm_mul_ps(key, k_inverse));
+      sum = _mm_add_epi32(sum, rounded);
+      _mm_storeu_si32(packed->k + i * dim + d, _mm_cvtepi32_epi8(rounded));
+      const __m128i value = _mm_cvtps_epi32(_mm_mul_ps(_mm_loadu_ps(v + i * stride + d), _mm_loadu_ps(inverse + d)));
+      int8_t *place = packed->v + (i & ~INT64_C(3)) * dim + d * 4 + (i & 3);
+      place[0] = (int8_t)_mm_extract_epi32(value, 0);
+      place[4] = (int8_t)_mm_extract_epi32(value, 1);
+      place[8] = (int8_t)_mm_extract_epi32(value, 2);
+      place[12] = (int8_t)_mm_extract_epi32(value, 3);
+    }
+    sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
+    sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1));
+    packed->start[i] = -OFFSET * _mm_cvtsi128_si32(sum);
+  }
+}
+
+/* 2^x by a polynomial of degree 4 on [-0.5, 0.5] and a change of the exponent; relative error 4e-6. */
+VNNI INLINE __m512 exp2_vector(__m512 x) {
+  const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m512 part = _mm512_sub_ps(x, whole);
+  __m512 y = _mm512_fmadd_ps(_mm512_set1_ps(0.00961813f), part, _mm512_set1_ps(0.05550411f));
+  y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(0.24022651f));
+  y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(0.69314718f));
+  y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(1.f));
+  return _mm512_scalef_ps(y, whole);
+}
+
+/* 2^(score * scale + shift), rounded to an integer of 0 to 255. Degree 3 has a relative error of 1e-4, less than the
+ * rounding. */
+VNNI INLINE __m512i weight_of(const int32_t *scores, __m512 scale, __m512 shift) {
+  const __m512 x = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_load_si512(scores)), scale, shift);
+  const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m512 part = _mm512_sub_ps(x, whole);
+  __m512 y = _mm512_fmadd_ps(_mm512_set1_ps(0.05550411f), part, _mm512_set1_ps(0.24022651f));
+  y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(0.69314718f));
+  y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(1.f));
+  return _mm512_cvtps_epi32(_mm512_scalef_ps(y, whole));
+}
+
+/* Scores of `count` keys from `first` on, a multiple of KEYS: [count][QUERIES]; `top` is raised to the largest. */
+VNNI INLINE void score_keys(const uint8_t *q, const Packed *packed, int64_t first, int64_t count, const int64_t dim,
+                            int32_t *scores, __m512i top[2]) {
+  for (int64_t key = first; key < first + count; key += KEYS) {
+    __m512i sums[KEYS][2];
+    const int8_t *k = packed->k + key * dim;
+#pragma GCC unroll 12
+    for (int i = 0; i < KEYS; i++) sums[i][0] = sums[i][1] = _mm512_set1_epi32(packed->start[key + i]);
+    for (int64_t d = 0; d < dim; d += 4) {
+      const __m512i left = _mm512_load_si512(q + d * QUERIES), right = _mm512_load_si512(q + d * QUERIES + 4 * LANES);
+#pragma GCC unroll 12
+      for (int i = 0; i < KEYS; i++) {
+        int32_t four;
+        memcpy(&four, k + i * dim + d, 4);
+        sums[i][0] = _mm512_dpbusd_epi32(sums[i][0], left, _mm512_set1_epi32(four));
+        sums[i][1] = _mm512_dpbusd_epi32(sums[i][1], right, _mm512_set1_epi32(four));
+      }
+    }
+#pragma GCC unroll 12
+    for (int i = 0; i < KEYS; i++)
+      for (int half = 0; half < 2; half++) {
+        top[half] = _mm512_max_epi32(top[half], sums[i][half]);
+        _mm512_store_si512(scores + (key - first + i) * QUERIES + half * LANES, sums[i][half]);
+      }
+  }
+}
+
+/* sums[dim][QUERIES] = sums * decay + weights V, for `count` keys whose values begin at `v`. */
+VNNI INLINE void add_values(const uint8_t *weights, const int8_t *v, int64_t count, const int64_t dim, const int group,
+                            const __m512 decay[2], float *sums) {
+  for (int64_t d = 0; d < dim; d += group) {
+    __m512i products[10][2];
+#pragma GCC unroll 10
+    for (int i = 0; i < group; i++) products[i][0] = products[i][1] = _mm512_setzero_si512();
+    for (int64_t key = 0; key < count; key += 4) {
+      const __m512i left = _mm512_load_si512(weights + key * QUERIES);
+      const __m512i right = _mm512_load_si512(weights + key * QUERIES + 4 * LANES);
+#pragma GCC unroll 10
+      for (int i = 0; i < group; i++) {
+        int32_t four;
+        memcpy(&four, v + key * dim + (d + i) * 4, 4);
+        products[i][0] = _mm512_dpbusd_epi32(products[i][0], left, _mm512_set1_epi32(four));
+        products[i][1] = _mm512_dpbusd_epi32(products[i][1], right, _mm512_set1_epi32(four));
+      }
+    }
+#pragma GCC unroll 10
+    for (int i = 0; i < group; i++)
+      for (int half = 0; half < 2; half++) {
+        float *place = sums + (d + i) * QUERIES + half * LANES;
+        const __m512 product = _mm512_cvtepi32_ps(products[i][half]);
+        _mm512_store_ps(place, _mm512_fmadd_ps(_mm512_load_ps(place), decay[half], product));
+      }
+  }
+}
+
+/* Output of at most QUERIES queries from `first` on, of one head. */
+VNNI INLINE void attend(const Call *call, int64_t row, int64_t head, int64_t first, const Packed *packed,
+                        const int64_t dim, const int group) {
+  __attribute__((aligned(64))) uint8_t q[MAX_DIM * QUERIES]; /* [dim / 4][QUERIES][4] */
+  __attribute__((aligned(64))) int32_t scores[BLOCK * QUERIES];
+  __attribute__((aligned(64))) uint8_t weights[BLOCK * QUERIES]; /* [keys / 4][QUERIES][4] */
+  __attribute__((aligned(64))) float sums[MAX_DIM * QUERIES], scales[QUERIES];
+  const int64_t stride = call->heads * dim, count = call->queries - first < QUERIES ? call->queries - first : QUERIES;
+  const float *queries = call->q + (row * call->queries + first) * stride + head * dim;
+  float poison[QUERIES];
+  for (int64_t i = 0; i < QUERIES; i++) {
+    const float *query = queries + (i < count ? i : 0) * stride;
+    __m128 top = _mm_setzero_ps(), sum = _mm_setzero_ps();
+    for (int64_t d = 0; d < dim; d += 4) {
+      top = _mm_max_ps(top, absolute(_mm_loadu_ps(query + d)));
+      sum = _mm_add_ps(sum, _mm_mul_ps(_mm_loadu_ps(query + d), _mm_setzero_ps()));
+    }
+    poison[i] = packed->poison + sum[0] + sum[1] + sum[2] + sum[3];
+    const float step = step_of(largest(top));
+    scales[i] = step * packed->k_scale * call->scale * 1.44269504f; /* 1 / ln 2: powers of 2 are taken */
+    for (int64_t d = 0; d < dim; d += 4) {
+      const __m128i rounded = _mm_cvtps_epi32(_mm_mul_ps(_mm_loadu_ps(query + d), _mm_set1_ps(1.f / step)));
+      _mm_storeu_si32(q + d * QUERIES + i * 4, _mm_cvtepi32_epi8(_mm_add_epi32(rounded, _mm_set1_epi32(OFFSET))));
+    }
+  }
+  memset(sums, 0, dim * QUERIES * sizeof(float));
+  __m512 scale[2], total[2], top[2];
+  for (int half = 0; half < 2; half++) {
+    scale[half] = _mm512_load_ps(scales + half * LANES);
+    total[half] = _mm512_setzero_ps();
+    top[half] = _mm512_set1_ps(-1e30f);
+  }
+  for (int64_t key = 0; key < packed->keys; key += BLOCK) {
+    const int64_t block = packed->keys - key < BLOCK ? packed->keys - key : BLOCK;
+    __m512i block_top[2] = {_mm512_set1_epi32(LOWEST), _mm512_set1_epi32(LOWEST)};
+    score_keys(q, packed, key, block, dim, scores, block_top);
+    __m512 decay[2], shift[2];
+    __m512i added[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+    for (int half = 0; half < 2; half++) {
+      const __m512 raised = _mm512_max_ps(top[half], _mm512_mul_ps(_mm512_cvtepi32_ps(block_top[half]), scale[half]));
+      decay[half] = exp2_vector(_mm512_max_ps(_mm512_sub_ps(top[half], raised), _mm512_set1_ps(-126.f)));
+      shift[half] = _mm512_sub_ps(_mm512_set1_ps(7.9943535f), raised); /* log2(255): the largest weight is 255 */
+      top[half] = raised;
+    }
+    for (int64_t i = 0; i < block; i += 4)
+      for (int half = 0; half < 2; half++) {
+        const int32_t *place = scores + i * QUERIES + half * LANES;
+        const __m512i a = weight_of(place, scale[half], shift[half]);
+        const __m512i b = weight_of(place + QUERIES, scale[half], shift[half]);
+        const __m512i c = weight_of(place + 2 * QUERIES, scale[half], shift[half]);
+        const __m512i d = weight_of(place + 3 * QUERIES, scale[half], shift[half]);
+        const __m512i low = _mm512_or_si512(a, _mm512_slli_epi32(b, 8));
+        const __m512i high = _mm512_or_si512(_mm512_slli_epi32(c, 16), _mm512_slli_epi32(d, 24));
+        const __m512i four = _mm512_or_si512(low, high);
+        added[half] = _mm512_dpbusd_epi32(added[half], four, _mm512_set1_epi8(1));
+        _mm512_store_si512(weights + i * QUERIES + half * 4 * LANES, four);
+      }
+    for (int half = 0; half < 2; half++)
+      total[half] = _mm512_fmadd_ps(total[half], decay[half], _mm512_cvtepi32_ps(added[half]));
+    add_values(weights, packed->v + key * dim, block, dim, group, decay, sums);
+  }
+  for (int half = 0; half < 2; half++)
+    _mm512_store_ps(scales + half * LANES, _mm512_div_ps(_mm512_set1_ps(1.f), total[half]));
+  float *out = call->out + (row * call->queries + first) * stride + head * dim;
+  for (int64_t i = 0; i < count; i++)
+    for (int64_t d = 0; d < dim; d++)
+      out[i * stride + d] = sums[d * QUERIES + i] * packed->v_scale[d] * scales[i] + poison[i];
+}
+
+VNNI static void run_part(const Call *call, int64_t item, Packed *packed) {
+  const int64_t part = item % call->parts, head = item / call->parts % call->heads, row = item / call->parts / call->heads;
+  const int64_t tiles = (call->queries + QUERIES - 1) / QUERIES;
+  pack(call, row, head, packed);
+  for (int64_t tile = tiles * part / call->parts; tile < tiles * (part + 1) / call->parts; tile++) {
+    /* Constants for the common sizes, so that the compiler unrolls the loops over channels. */
+    switch (call->dim) {
+      case 40: attend(call, row, head, tile * QUERIES, packed, 40, 10); break;
+      case 64: attend(call, row, head, tile * QUERIES, packed, 64, 8); break;
+      case 80: attend(call, row, head, tile * QUERIES, packed, 80, 10); break;
+      case 128: attend(call, row, head, tile * QUERIES, packed, 128, 8); break;
+      default:
+        if (call->dim % 8 == 0) attend(call, row, head, tile * QUERIES, packed, call->dim, 8);
+        else attend(call, row, head, tile * QUERIES, packed, call->dim, 4);
+    }
+  }
+}
+
+static void *work(void *argument) {
+  Call *call = argument;
+  Packed packed;
+  packed.keys = (call->keys + KEYS - 1) / KEYS * KEYS;
+  packed.k = malloc(packed.keys * call->dim);
+  packed.v = malloc(packed.keys * call->dim);
+  packed.start = malloc(packed.keys * sizeof(int32_t));
+  if (!packed.k || !packed.v || !packed.start) call->failed = 1;
+  while (!call->failed) {
+    const int64_t item = __atomic_fetch_add(&call->next, 1, __ATOMIC_RELAXED);
+    if (item >= call->rows * call->heads * call->parts) break;
+    run_part(call, item, &packed);
+  }
+  free(packed.k);
+  free(packed.v);
+  free(packed.start);
+  return NULL;
+}
+
+static void *work_beside(void *argument) {
+  /* A thread inherits the processor to which a runtime has pinned its caller. */
+  sched_setaffinity(0, sizeof(cpu_set_t), &((Call *)argument)->processors);
+  return work(argument);
+}
+
+static cpu_set_t processors;
+
+/* Remembers on which processors threads may run. To be called before a runtime pins the thread. */
+void int8_attention_setup(void) { sched_getaffinity(0, sizeof processors, &processors); }
+
+/* Computes the attention on `threads` threads. `dim` is a multiple of 4, at most MAX_DIM. Returns 0, or 1 where there
+ * is too little memory. Rows and heads do not influence each other, and the result does not depend on `threads`. */
+int int8_attention(const float *q, const float *k, const float *v, float *out, int64_t rows, int64_t queries,
+                   int64_t keys, int64_t heads, int64_t dim, float scale, int threads) {
+  const int64_t parts = rows * heads < threads ? (threads + rows * heads - 1) / (rows * heads) : 1;
+  Call call = {q, k, v, out, rows, queries, keys, heads, dim, scale, parts, 0, 0, processors};
+  pthread_t others[MAX_THREADS];
+  int started = 0;
+  while (started + 1 < threads && started < MAX_THREADS && !pthread_create(&others[started], NULL, work_beside, &call))
+    started++;
+  work(&call);
+  for (int i = 0; i < started; i++) pthread_join(others[i], NULL);
+  return call.failed;
+}
+
+#else
+
+void int8_attention_setup(void) {}
+
+int int8_attention(const float *q, const float *k, const float *v, float *out, int64_t rows, int64_t queries,
+                   int64_t keys, int64_t heads, int64_t dim, float scale, int threads) {
+  return 2;
+}
+
+#endif
