@@ -22,6 +22,7 @@ KEPT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "OMP_NUM_THREADS")
 """All that commands see of the environment: some libraries report nothing where a variable tells of tests or CI."""
 ALLOWED = {
     ".cache/stillhouse/compiled/*/*.blob": "stillhouse/compiled",
+    ".cache/stillhouse/choices/*": "stillhouse/choices",
     "here/*.png": "--out",
     "here/stillhouse-data/*": "stillhouse-data",
 }
@@ -63,9 +64,9 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
         for scheme in ("http", "https", "all"):
             patch.setenv(f"{scheme}_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
         python("-m", "stillhouse", "doctor")
-        for backend in ("onnxruntime", "openvino"):
-            one = ("--steps", "2", "--backend", backend, "--out", f"{backend}.png")
-            python("-m", "stillhouse", "generate", "a cross", *one)
+        for number, backend in enumerate((("--backend", "onnxruntime"), ("--backend", "openvino"), ())):
+            one = ("--steps", "2", "--out", f"{number}.png")
+            python("-m", "stillhouse", "generate", "a cross", *one, *backend)
         with running_server("free=shapes", "--backend", "onnxruntime", cwd=here) as server:
             asked = {"prompt": "a cross", "steps": 2}
             assert server.send("POST", "/v1/images/generations", asked)[0] == 200

@@ -7,25 +7,11 @@ import numpy as np
 import pytest
 
 from stillhouse.cli import main
-from stillhouse.cli.opening import MAX_CACHED_WEIGHTS, compile_cache, open_pipeline
+from stillhouse.cli.opening import MAX_CACHED_WEIGHTS, open_pipeline
 from stillhouse.images.files import read_picture
 from tests.cli.conftest import FakePipeline
 
 ENGINE = Namespace(backend=None, precision=None, threads=None, verify=False)
-
-
-def test_the_cache_is_where_the_user_keeps_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert compile_cache() == tmp_path / "stillhouse" / "compiled"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert compile_cache() == tmp_path / "home" / ".cache" / "stillhouse" / "compiled"
-
-
-def test_without_a_place_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert compile_cache() is None
 
 
 @pytest.mark.parametrize(("size", "cached"), [(MAX_CACHED_WEIGHTS, True), (MAX_CACHED_WEIGHTS + 1, False)])

@@ -10,12 +10,20 @@ import pytest
 from stillhouse.backends.registry import open_runner
 from stillhouse.errors import StillhouseError
 from stillhouse.measure.machine import read_machine
-from stillhouse.pipelines.load import find_pipeline, load
+from stillhouse.pipelines.fastest_component import RecordedCall, measure_component
+from stillhouse.pipelines.load import EMBEDDED, find_pipeline, load
 from stillhouse.pipelines.manifest import Manifest, Tuned, read_manifest, write_manifest
-from stillhouse.pipelines.revalidate import ForeignMachine, needs_revalidation, revalidate
+from stillhouse.pipelines.revalidate import NO_MEASURE, ForeignMachine, needs_revalidation, revalidate
 
 ELSEWHERE = "0123456789ab"
 NAME = "decoder"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where choices are kept."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "stillhouse" / "choices"
 
 
 @pytest.fixture
@@ -28,7 +36,7 @@ def tuned(tmp_path: Path) -> tuple[Path, Manifest]:
     feeds = {"latent_sample": np.random.default_rng(0).standard_normal((1, 4, 16, 16)).astype(np.float32)}
     wanted = open_runner(directory / plain.graph)(feeds)
     arrays = {f"feed/{k}": v for k, v in feeds.items()} | {f"want/{k}": v for k, v in wanted.items()}
-    (directory / "verify").mkdir()
+    (directory / "verify").mkdir(exist_ok=True)
     np.savez(directory / "verify" / f"{NAME}.npz", allow_pickle=False, **arrays)
     theirs = replace(plain, backend="nowhere")
     told = Tuned(ELSEWHERE, 30.0, {NAME: f"verify/{NAME}.npz"}, {NAME: (plain,)})
@@ -75,7 +83,7 @@ def test_the_fastest_of_those_that_are_right_runs(
     choices = (plain, replace(plain, backend="openvino"))
     both = replace(manifest, tuned=replace(manifest.tuned, alternatives={NAME: choices}))
     ticks = iter([0.0, 9.0] * 3 + [0.0, 1.0] * 3)  # three calls of each, of nine seconds and of one
-    monkeypatch.setattr("stillhouse.pipelines.revalidate.perf_counter", lambda: next(ticks))
+    monkeypatch.setattr("stillhouse.pipelines.fastest_component.perf_counter", lambda: next(ticks))
     with pytest.warns(ForeignMachine):
         assert revalidate(directory, both)[NAME].backend == "openvino"
 
@@ -83,3 +91,71 @@ def test_the_fastest_of_those_that_are_right_runs(
 def test_a_backend_that_is_asked_for_is_taken_as_it_is(tuned: tuple[Path, Manifest]) -> None:
     directory, _ = tuned
     assert load(directory, backend="onnxruntime").generate("a red circle", steps=1).image.shape == (64, 64, 3)
+
+
+def test_the_choice_is_kept_for_this_machine(
+    tuned: tuple[Path, Manifest], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, _ = tuned
+    with pytest.warns(ForeignMachine):
+        chosen = load(directory).manifest.components
+    (kept,) = cache.glob("*.json")
+    assert load(directory).manifest.components == chosen  # without a warning, which would be an error
+    other = replace(read_machine(), processor="another processor")
+    monkeypatch.setattr("stillhouse.pipelines.machine_choices.read_machine", lambda: other)
+    with pytest.warns(ForeignMachine):
+        load(directory)
+    kept.write_text("spoilt")
+    with pytest.warns(ForeignMachine):
+        assert load(directory).manifest.components == chosen
+
+
+def test_without_a_place_to_keep_it_the_choice_is_made_again(
+    tuned: tuple[Path, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    for _ in range(2):
+        with pytest.warns(ForeignMachine):
+            load(tuned[0])
+
+
+@pytest.mark.parametrize("model", EMBEDDED)
+def test_embedded_models_are_measured_at_first_use(model: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(NO_MEASURE, raising=False)
+    manifest = read_manifest(find_pipeline(model))
+    assert manifest.tuned
+    offered = (manifest.components["denoiser"], *manifest.tuned.alternatives["denoiser"])
+    assert load(model, measure=False).manifest.components == manifest.components
+    assert not cache.exists()
+    assert load(model).manifest.components["denoiser"] in offered
+    assert len(list(cache.glob("*.json"))) == 1
+
+
+def test_embedded_models_can_be_opened_as_they_are(cache: Path) -> None:
+    """The variable is set in all tests: their pictures do not depend on the machine."""
+    assert load("shapes").manifest.components == read_manifest(find_pipeline("shapes")).components
+    assert not cache.exists()
+
+
+def test_a_row_with_other_bits_in_a_larger_batch_is_refused_where_bits_count(
+    tuned: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, manifest = tuned
+    component = manifest.components["denoiser"]
+    feeds = {
+        "sample": np.random.default_rng(0).standard_normal((2, 4, 16, 16)).astype(np.float32),
+        "timestep": np.full(2, 500, np.float32),
+        "encoder_hidden_states": np.zeros((2, 77, 128), np.float32),
+    }
+
+    class BatchDependent:
+        def __call__(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return {"out_sample": feeds["sample"] * np.float32(1 + 1e-6 * len(feeds["sample"]))}
+
+    monkeypatch.setattr("stillhouse.pipelines.fastest_component.open_component", lambda *given: BatchDependent())
+    recorded = RecordedCall(feeds, {"out_sample": feeds["sample"]})
+    plain = replace(component, streams=1)
+    assert not measure_component(directory, "denoiser", plain, recorded, 30.0).refusal
+    measured = measure_component(directory, "denoiser", plain, recorded, 30.0, needs_equal_rows=True)
+    assert "gives a row another result in a batch of 8 than in a smaller one" in measured.refusal

@@ -106,6 +106,11 @@ def exported_graph(context: CandidateContext) -> Iterable[CandidateSpec]:
     return (CandidateSpec(),)
 
 
+def no_defaults(context: CandidateContext) -> Iterable[CandidateSpec]:
+    """Return no configuration. This is the default of `Backend.defaults`."""
+    return ()
+
+
 def no_exclusion(spec: CandidateSpec, context: CandidateContext) -> str:
     """Return "", which excludes no candidate. This is the default of `Backend.exclusion`."""
     return ""
@@ -144,6 +149,8 @@ class Backend:
         packages: distributions whose versions decide how fast and how exact the backend is.
         recipes: conversions of the exported graph for this backend, by name.
         candidates: lists the configurations that are worth measuring.
+        defaults: lists the configurations for pictures of all sizes, of the exported graph, among which an import
+            chooses within a minute.
         exclusion: returns why a configuration of `candidates` cannot run or gains nothing; "" where it may gain. Called
             only where the backend is ready and the device exists.
         dominated_below: a share of the speed of the fastest candidate so far. Where this backend's first candidate on a
@@ -165,6 +172,7 @@ class Backend:
     packages: tuple[str, ...] = ()
     recipes: Mapping[str, Recipe] = field(default_factory=dict)
     candidates: Callable[[CandidateContext], Iterable[CandidateSpec]] = exported_graph
+    defaults: Callable[[CandidateContext], Iterable[CandidateSpec]] = no_defaults
     exclusion: Callable[[CandidateSpec, CandidateContext], str] = no_exclusion
     dominated_below: float | None = None
 

@@ -446,6 +446,18 @@ def exclusion(spec: CandidateSpec, context: CandidateContext) -> str:
     return missing_reason(context.instructions) if spec.options.get("attention") == "int8" else ""
 
 
+def defaults(context: CandidateContext) -> Iterator[CandidateSpec]:
+    """Yield the configurations of OpenVINO among which an import chooses.
+
+    Without bf16 instructions, bf16 is emulated and slower than float32. Two streams run the rows of a guided picture.
+    """
+    precisions = [precision for precision in ("bf16", "f32") if precision in ("f32", *context.status.precisions)]
+    for precision in precisions:
+        yield CandidateSpec(precision=precision, rank=_RANK)
+        if context.role == "denoiser" and context.threads > 1:
+            yield CandidateSpec(precision=precision, options={"streams": "2"}, rank=_RANK)
+
+
 def _build_int8(graph: Path, out: Path, feeds: Sequence[Mapping[str, NDArray[Any]]], keep: Sequence[str]) -> None:
     # This import is not at the top, since `quantize` imports this module.
     from stillhouse.backends.quantize import quantize_openvino
@@ -481,4 +493,5 @@ BACKEND = Backend(
     },
     candidates=candidates,
     exclusion=exclusion,
+    defaults=defaults,
 )

@@ -1,10 +1,14 @@
 """`stillhouse import SOURCE -o DIR`: convert a diffusers model to a pipeline that needs no torch."""
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
 from pathlib import Path
 
 from stillhouse.cli.progress import show_progress
 from stillhouse.convert.import_model import ImportOptions, import_model
+from stillhouse.measure.machine import read_machine
+from stillhouse.pipelines.choose_backends import BackendChoice, choose_backends, has_memory, set_known_backends
+from stillhouse.pipelines.manifest import Component, Manifest
 
 
 def declare(parser: ArgumentParser) -> None:
@@ -17,6 +21,11 @@ def declare(parser: ArgumentParser) -> None:
         "--dtype", metavar="NAME", help="precision on disk: float32, float16 or bfloat16; default: as stored"
     )
     parser.add_argument("--force", action="store_true", help="overwrite an existing pipeline")
+    parser.add_argument(
+        "--no-measure",
+        action="store_true",
+        help="choose backends by the kind of processor, without a measurement of at most a minute",
+    )
 
 
 def run(arguments: Namespace) -> int:
@@ -26,7 +35,36 @@ def run(arguments: Namespace) -> int:
     )
     with show_progress() as on_progress:
         manifest = import_model(arguments.source, arguments.out, options, on_progress)
+    for line in _choose(arguments.out, manifest, is_measured=not arguments.no_measure):
+        print(line, flush=True)
     size = sum(record.bytes for record in manifest.files.values())
     print(f"{arguments.out}  {manifest.family}, {size / 1e6:.0f} MB")
     print(f'  stillhouse generate "your prompt" --model {arguments.out}')
     return 0
+
+
+def _choose(directory: Path, manifest: Manifest, *, is_measured: bool) -> Iterator[str]:
+    """Choose the backends of a new pipeline, and yield sentences about it."""
+    machine = read_machine()
+    if is_measured and has_memory(directory, manifest, machine):
+        yield "measuring backends on this machine for at most a minute (--no-measure: without)"
+        yield from map(_describe, choose_backends(directory, manifest))
+        return
+    backend, precision = set_known_backends(directory, manifest, machine)
+    reason = "too little memory to measure" if is_measured else "not measured"
+    yield f"{backend} {precision}, the fastest on processors of this kind; {reason}: `stillhouse accelerate` does"
+
+
+def _describe(choice: BackendChoice) -> str:
+    fastest, baseline = choice.fastest, choice.baseline
+    if fastest.component == baseline.component:
+        return f"  {choice.role}: {_name(baseline.component)}, {baseline.seconds:.3g} s; no other was faster"
+    return (
+        f"  {choice.role}: {_name(fastest.component)}, {fastest.seconds:.3g} s instead of {baseline.seconds:.3g} s of "
+        f"{_name(baseline.component)}, SQNR {fastest.sqnr:.0f} dB"
+    )
+
+
+def _name(component: Component) -> str:
+    streams = f" in {component.streams} streams" if component.streams > 1 else ""
+    return f"{component.backend} {component.precision}{streams}"

@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from stillhouse.cache_directory import cache_directory
 from stillhouse.cli.arguments import integer, positive_integer
-from stillhouse.cli.opening import compile_cache
+from stillhouse.cli.opening import COMPILED
 from stillhouse.serve.engine.policy import POLICIES
 from stillhouse.serve.logs import configure_logging
 from stillhouse.serve.run import Addresses, run_server
@@ -46,7 +47,7 @@ def declare(parser: ArgumentParser) -> None:
 def run(arguments: Namespace) -> int:
     """Run the server until the signal SIGINT or SIGTERM arrives, then return exit code 0."""
     configure_logging(arguments.log or ("text" if sys.stderr.isatty() else "json"))
-    run_server(make_server_settings(arguments), compile_cache(), _print_addresses)
+    run_server(make_server_settings(arguments), cache_directory(COMPILED), _print_addresses)
     return 0
 
 

@@ -113,7 +113,7 @@ def distill(
     strategy = _select_strategy(directory, manifest, teacher, settings)
     targets = _student_directories(out, strategy.student_names, all_students)
     _check_directories(targets.values(), out, work, settings, force)
-    pipeline = load(directory)
+    pipeline = load(directory, measure=False)  # the same data on every machine
     folder = work / f"{strategy.data_kind}-{dataset_key(pipeline.manifest, settings)}"
     if processes.is_main_process and not _write_data(strategy, pipeline, settings, folder, progress, deadline):
         return DistillResult(False, True)

@@ -7,7 +7,7 @@ from typing import Any
 from stillhouse.errors import UnknownModel
 from stillhouse.pipelines.manifest import MANIFEST
 from stillhouse.pipelines.pipeline import Pipeline
-from stillhouse.pipelines.revalidate import needs_revalidation, revalidate
+from stillhouse.pipelines.revalidate import choose_components, needs_revalidation
 
 _SHAPES = Path(__file__).parents[1] / "shapes"
 _STUDENTS = ("shapes-3", "shapes-1")
@@ -54,11 +54,14 @@ def load(
     threads: int | None = None,
     cache: Path | None = None,
     verify: bool = False,
+    measure: bool = True,
 ) -> Pipeline:
     """Open a pipeline by the name of an embedded model or by directory; the other arguments are as in `Pipeline`.
 
-    If `stillhouse accelerate` chose backends and precisions on another machine, these are checked first, which takes
-    seconds, and replaced where this machine cannot use them; see `revalidate`. With `backend`, this check is skipped.
+    If backends and precisions were chosen on another machine, or on none, they are chosen here first, which takes
+    seconds; see `revalidate`. The choice is kept for this machine. With `backend`, this step is skipped; with `measure`
+    False, or STILLHOUSE_NO_MEASURE=1 in the environment, where no machine chose, so that networks run as the manifest
+    says.
 
     >>> load("shapes").generate("a red circle", seed=7).image.shape  # doctest: +SKIP
     (64, 64, 3)
@@ -66,6 +69,8 @@ def load(
     directory = find_pipeline(model)
     options: dict[str, Any] = {"backend": backend, "precision": precision, "threads": threads, "cache": cache}
     pipeline = Pipeline(directory, verify=verify, **options)
-    if backend is None and needs_revalidation(pipeline.manifest):
-        return Pipeline(directory, components=revalidate(directory, pipeline.manifest, threads), **options)
+    tuned = pipeline.manifest.tuned
+    is_measured = tuned is not None and tuned.fingerprint != ""
+    if backend is None and (measure or is_measured) and needs_revalidation(pipeline.manifest):
+        return Pipeline(directory, components=choose_components(directory, pipeline.manifest, threads), **options)
     return pipeline

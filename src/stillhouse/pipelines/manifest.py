@@ -32,6 +32,9 @@ EVIDENCE = ("report.json", "report.html", "summary.xlsx")
 TRIALS = "trials"
 """Directory in which `stillhouse accelerate` keeps the graphs that it tries out. The manifest records only the graphs
 that the pipeline runs, with the files beside them."""
+VERIFY_FOLDER = "verify"
+"""Directory with recorded inputs and reference outputs of each network. With these files, another machine checks that
+the chosen networks compute correctly there."""
 SMALLEST_TILE = 32
 LARGEST_TILE = 8192
 _VERSION_1_ROLES = {"unet": DENOISER, "vae_encoder": ENCODER, "vae_decoder": DECODER}
@@ -166,22 +169,24 @@ class Defaults:
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """The machine on which `stillhouse accelerate` chose how networks run, and data to check the choice on others.
+    """The machine on which `stillhouse accelerate` or an import chose how networks run, and data to choose on others.
 
     Args:
-        fingerprint: fingerprint of the machine; see `measure.machine`.
+        fingerprint: fingerprint of the machine, see `measure.machine`; "" where nothing was measured yet.
         min_sqnr: least allowed signal-to-quantization-noise ratio of an output, in dB, against the output of the
             baseline (the network before acceleration, in float32).
         probes: by role of the network, path of an .npz file that holds recorded inputs (`feed/NAME`) and the baseline's
             outputs for them (`want/NAME`).
         alternatives: by role of the network, other ways to run it that were accurate enough, best first, the baseline
             last.
+        needs_equal_rows: whether a picture must have the same bits in every batch.
     """
 
     fingerprint: str
     min_sqnr: float
     probes: Mapping[str, str]
     alternatives: Mapping[str, tuple[Component, ...]]
+    needs_equal_rows: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,9 +372,11 @@ def document_checksum(body: Mapping[str, Any]) -> str:
 def files_checksum(manifest: Manifest) -> str:
     """Return a checksum over the content of all recorded files, which identifies a pipeline.
 
-    The other fields of the manifest do not matter.
+    The other fields of the manifest do not matter, nor do recorded inputs in VERIFY_FOLDER.
     """
-    return document_checksum({name: record.sha256 for name, record in manifest.files.items()})
+    return document_checksum(
+        {name: record.sha256 for name, record in manifest.files.items() if not name.startswith(f"{VERIFY_FOLDER}/")}
+    )
 
 
 def _record_files(directory: Path, manifest: Manifest, excluded: tuple[Path, ...]) -> dict[str, FileRecord]:

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from stillhouse.accelerate.calibration.calibration_data import PROBES_FILE, read_probes
 from stillhouse.accelerate.evaluation.build import candidate_component
 from stillhouse.accelerate.evaluation.candidate_worker import OUTPUTS_FILE, PICTURES_FILE
@@ -24,13 +22,19 @@ from stillhouse.accelerate.selection.choose import pareto_front
 from stillhouse.accelerate.workspace import f32_components, original_components, original_manifest
 from stillhouse.backends.deepcache_split import split_denoiser
 from stillhouse.errors import PipelineError, RuntimeMissing
-from stillhouse.pipelines.manifest import MANIFEST, TRIALS, Component, Defaults, StepCache, Tuned, write_manifest
+from stillhouse.pipelines.fastest_component import RecordedCall, write_recorded_call
+from stillhouse.pipelines.manifest import (
+    MANIFEST,
+    TRIALS,
+    VERIFY_FOLDER,
+    Component,
+    Defaults,
+    StepCache,
+    Tuned,
+    write_manifest,
+)
 from stillhouse.pipelines.network import NETWORK_MANIFEST, NetworkRecord, write_network
 
-VERIFY_FOLDER = "verify"
-"""Name of the folder with recorded inputs and reference outputs of each network. With these files, another
-machine checks that the chosen networks compute correctly there.
-"""
 MAX_ALTERNATIVES = 2
 
 
@@ -105,7 +109,8 @@ def _tuning_record(directory: Path, report: Report) -> Tuned:
         outputs = directory / TRIALS / name / baseline / OUTPUTS_FILE
         if outputs.is_file():
             path = f"{VERIFY_FOLDER}/{name}.npz"
-            _write_verify_file(directory / path, directory / TRIALS / name / PROBES_FILE, outputs)
+            feeds = read_probes(directory / TRIALS / name / PROBES_FILE)[0].feeds
+            write_recorded_call(directory / path, RecordedCall(feeds, read_probes(outputs)[0].feeds))
         probes[name] = f"{VERIFY_FOLDER}/{name}.npz"
         others = [trial for trial in pareto_front(report.trials_of(name)) if trial.candidate.key != report.chosen[name]]
         # Candidates with the option "tile" are left out, because an alternative replaces a single network, while the
@@ -115,16 +120,6 @@ def _tuning_record(directory: Path, report: Report) -> Tuned:
         ordered = [*[trial for trial in others if trial != baseline_trial][:MAX_ALTERNATIVES], baseline_trial]
         alternatives[name] = tuple(_chosen_component(trial, components[name], report.threads) for trial in ordered)
     return Tuned(report.fingerprint, report.bounds.min_sqnr or 0.0, probes, alternatives)
-
-
-def _write_verify_file(path: Path, probes: Path, outputs: Path) -> None:
-    feeds, expected = read_probes(probes)[0].feeds, read_probes(outputs)[0].feeds
-    arrays = {f"feed/{name}": array for name, array in feeds.items()}
-    arrays |= {f"want/{name}": array for name, array in expected.items()}
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.with_suffix(".part.npz")
-    np.savez_compressed(temporary, allow_pickle=False, **arrays)
-    temporary.replace(path)
 
 
 def chosen_components(directory: Path, report: Report) -> dict[str, Component]:

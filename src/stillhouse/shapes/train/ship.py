@@ -9,6 +9,7 @@ from pathlib import Path
 from stillhouse.convert.import_model import ImportOptions, import_model
 from stillhouse.convert.staging import staged
 from stillhouse.core import ImageRequest
+from stillhouse.pipelines.choose_backends import offer_backends
 from stillhouse.pipelines.load import EMBEDDED, load
 from stillhouse.pipelines.manifest import Component, Manifest, read_manifest, write_manifest
 from stillhouse.pipelines.roles import DENOISER
@@ -36,9 +37,8 @@ def main() -> None:
     if arguments.student:
         return
     candidate, directory = arguments.trained.with_name("candidate"), EMBEDDED["shapes"]
-    write_manifest(
-        candidate, _shipped_manifest(import_model(arguments.trained, candidate, ImportOptions("shapes", force=True)))
-    )
+    imported = import_model(arguments.trained, candidate, ImportOptions("shapes", force=True))
+    offer_backends(candidate, write_manifest(candidate, _shipped_manifest(imported)))
     if directory.exists() and not arguments.force:
         new, old = (_accuracy(source, arguments.captions) for source in (candidate, directory))
         print(f"all correct: {new:.1%}; the shipped model: {old:.1%}")
@@ -59,7 +59,7 @@ def _ship_student(source: Path) -> None:
     with staged(EMBEDDED[manifest.name], force=True) as stage:
         shutil.copytree(source, stage, dirs_exist_ok=True)
         components = {name: replace(component, streams=1) for name, component in manifest.components.items()}
-        write_manifest(stage, replace(manifest, components=components))
+        offer_backends(stage, write_manifest(stage, replace(manifest, components=components)))
 
 
 def _accuracy(directory: Path, captions: int) -> float:
