@@ -10,7 +10,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TESTERS) --dist loadfile
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-page durations lint docs bench bench-serve bench-large yardstick train students protocol constraints clean
+.PHONY: help demo test test-page durations lint docs bench bench-serve bench-large bench-race yardstick train students protocol constraints clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -58,6 +58,11 @@ bench-large: .venv/full.stamp ## the size of Stable Diffusion 1.5: 5 GB of disk,
 	$(BIN)/python -m benchmarks.sd15 --keep
 	$(BIN)/python -m benchmarks.accelerate sd15
 	$(BIN)/python -m benchmarks.cost sd15
+	$(BIN)/python -m benchmarks.tables
+
+bench-race: .venv/full.stamp ## the same pictures by other systems, in turns: 10 GB of disk, two hours
+	$(INSTALL) '.[race]'
+	$(BIN)/python -m benchmarks.race
 	$(BIN)/python -m benchmarks.tables
 
 yardstick: .venv/full.stamp ## hashes of latents and pixels of this tree and of another commit (AGAINST=2859d1f), compared

@@ -13,6 +13,7 @@ from benchmarks import budgets, sd15_picture
 from benchmarks.gpu import tables as gpu
 from benchmarks.grid import markdown_table
 from benchmarks.pipeline_grid import grid_table
+from benchmarks.race.tables import race_table
 from benchmarks.real_models import tables as real_models
 from benchmarks.record import RESULTS, read_results
 from benchmarks.serving import tables as serving
@@ -26,7 +27,7 @@ from stillhouse.distill.evaluation.evaluation_report import (
 from stillhouse.validation import convert
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "docs/measurements.md", "docs/gpu.md")
+DOCUMENTS = ("README.md", "docs/measurements.md", "docs/race.md", "docs/gpu.md")
 _MARK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -297,6 +298,7 @@ _TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "accelerate_sd15": _accelerate_sd15,
     "sd15_picture": sd15_picture.table,
     "budgets": budgets.table,
+    "race": race_table,
     "choice": _choice,
     "real_models": real_models.models_table,
     "pipeline_grid": grid_table,
@@ -327,6 +329,7 @@ _COMMANDS: Mapping[str, str] = {
     "accelerate_sd15": "python -m benchmarks.accelerate sd15",
     "sd15_picture": "python -m benchmarks.sd15_picture",
     "budgets": "python -m benchmarks.budgets",
+    "race": "python -m benchmarks.race",
     "choice": "python -m benchmarks.accelerate choice",
     "real_models": "python -m benchmarks.real_models",
     "pipeline_grid": "python -m benchmarks.pipeline_grid time",

@@ -1,0 +1,88 @@
+"""Tables of the race."""
+
+from collections.abc import Iterable, Mapping
+from statistics import median
+from typing import Any
+
+from benchmarks.grid import markdown_table
+from benchmarks.race.subjects import REFERENCE, STEPS, SUBJECTS
+
+_EQUAL_PSNR = 99.0
+
+
+def race_table(results: Mapping[str, Any]) -> str:
+    """Return seconds of evaluations, decoding and whole pictures, and what the accelerated pipeline gains."""
+    rows = results["rows"]
+    timed = {name: row for name, row in rows.items() if "pictures" in row}
+    head = ["512x512, guidance, DDIM", "ran in", "an evaluation", "decoding", *(f"{steps} steps" for steps in STEPS)]
+    head += ["load, first picture", "peak memory", "SQNR", "PSNR", f"{STEPS[-1]} steps, Stillhouse is faster by"]
+    lines = [
+        [
+            name,
+            row["precision"],
+            f"{row['evaluation']:.2f} s",
+            _seconds(row["decoding"]),
+            *(_seconds(row["pictures"].get(str(steps), {}).get("seconds")) for steps in STEPS),
+            f"{row['load_seconds']:.0f} s, {row['first_picture_seconds']:.0f} s",
+            f"{row['peak_bytes'] / 2**30:.1f} GiB",
+            f"{row['sqnr']:.1f} dB" if "sqnr" in row else "",
+            _psnr(row.get("psnr")),
+            _ratio(row["pictures"].get(str(STEPS[-1]))),
+        ]
+        for name, row in timed.items()
+    ]
+    lines.append(_reference_line(results["reference"], timed.values()))
+    missing = "".join(f"{name}: {row['reason']}\n" for name, row in rows.items() if "reason" in row)
+    return markdown_table(head, lines) + (f"\nNot measured:\n\n{missing}" if missing else "")
+
+
+def _reference_line(reference: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the row of the accelerated pipeline: the medians over the turns with all subjects."""
+    timed = list(rows)
+
+    def middle(name: str) -> float:
+        return float(median(row[name] for row in timed))
+
+    pictures = [
+        median(row["pictures"][str(steps)]["reference_seconds"] for row in timed if str(steps) in row["pictures"])
+        for steps in STEPS
+    ]
+    return [
+        f"**{REFERENCE}**",
+        reference["precision"],
+        f"{middle('reference_evaluation'):.2f} s",
+        _seconds(middle("reference_decoding")),
+        *map(_seconds, pictures),
+        f"{middle('reference_load_seconds'):.0f} s, {middle('reference_first_picture_seconds'):.0f} s",
+        f"{max(row['reference_peak_bytes'] for row in timed) / 2**30:.1f} GiB",
+        f"{reference['sqnr']:.1f} dB" if "sqnr" in reference else "",
+        _psnr(reference.get("psnr")),
+        "",
+    ]
+
+
+def best_peer(results: Mapping[str, Any], steps: int) -> str:
+    """Return the name of the peer whose picture of so many steps takes the least time, relative to the reference."""
+    peers: dict[str, float] = {
+        name: row["pictures"][str(steps)]["ratio"]["value"]
+        for name, row in results["rows"].items()
+        if SUBJECTS[name].is_peer and str(steps) in row.get("pictures", {})
+    }
+    return min(peers, key=peers.__getitem__)
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f} s"
+
+
+def _psnr(value: float | None) -> str:
+    return "" if value is None else "equal" if value >= _EQUAL_PSNR else f"{value:.1f} dB"
+
+
+def _ratio(picture: Mapping[str, Any] | None) -> str:
+    """Return the ratio with its interval; without one where a single picture was made."""
+    if picture is None:
+        return ""
+    ratio = picture["ratio"]
+    interval = f" ({ratio['low']:.2f} to {ratio['high']:.2f})" if picture["rounds"] > 1 else " (one picture)"
+    return f"**{ratio['value']:.2f}x**{interval}"
