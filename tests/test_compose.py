@@ -43,7 +43,7 @@ def merged(under: Any, over: Any) -> Any:
 
 def sources() -> list[str]:
     """What the Dockerfile copies."""
-    lines = re.findall(r"^COPY (.+) \S+$", DOCKERFILE, re.MULTILINE)
+    lines = re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE)
     return [name for line in lines for name in line.split()]
 
 
@@ -99,7 +99,7 @@ def test_the_override_adds_gpus_and_nothing_else() -> None:
 
 
 def test_the_image_installs_an_extra_that_there_is() -> None:
-    (extras,) = re.findall(r"pip install .*'\.\[([\w,]+)\]'", DOCKERFILE)
+    (extras,) = re.findall(r"pip install .*\.whl\)\[([\w,]+)\]", DOCKERFILE)
     known = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     assert set(extras.split(",")) <= known.keys()
 
@@ -112,7 +112,7 @@ def test_the_build_is_given_what_it_copies_and_no_more() -> None:
 
 
 def test_what_is_copied_builds_the_package(tmp_path: Path) -> None:
-    context, skipped = tmp_path / "context", shutil.ignore_patterns("*.egg-info", "__pycache__", "*.part")
+    context, skipped = tmp_path / "context", shutil.ignore_patterns("*.egg-info", "__pycache__", "*.part", "*.so")
     context.mkdir()
     for name in sources():
         source = ROOT / name
@@ -126,8 +126,15 @@ def test_what_is_copied_builds_the_package(tmp_path: Path) -> None:
     (wheel,) = context.glob("stillhouse-*.whl")
     with zipfile.ZipFile(wheel) as packed:
         shipped = {name for name in packed.namelist() if name.startswith("stillhouse/")}
-    whole = {path.relative_to(context / "src").as_posix() for path in (context / "src").rglob("*") if path.is_file()}
-    assert {name for name in whole if name.startswith("stillhouse/")} == shipped
+    files = (path for path in (context / "src" / "stillhouse").rglob("*") if path.is_file())
+    compiled = {name for name in shipped if name.endswith(".so")}
+    assert {path.relative_to(context / "src").as_posix() for path in files} == shipped - compiled
+    assert len(compiled) == (shutil.which("cc") is not None)
+
+
+def test_the_first_stage_has_a_compiler_and_the_second_none() -> None:
+    first, second = re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
+    assert second == f"{first}-slim"
 
 
 # What Auto-Acceleration gets wrong, as far as it lies in its image; see accelerate/test_config.py.

@@ -1,9 +1,8 @@
 """Chooses the backend and the precision of each network of a new pipeline by seconds measured on this machine.
 
-`stillhouse accelerate` searches for hours what this choice finds in at most a minute: the networks as exported, which
-take pictures of all sizes, on the backends and in the precisions that compute them without another graph. All are
-compared with float32 on onnxruntime on inputs that were recorded while a picture was generated, and a picture must have
-the same bits in every batch.
+Measured are the networks as exported, on the backends and in the precisions that compute them without another graph;
+`stillhouse accelerate` searches further. All are compared with float32 on onnxruntime on inputs that were recorded
+while a picture was generated, and a picture must have the same bits in every batch.
 """
 
 from collections.abc import Iterator, Mapping
@@ -54,7 +53,7 @@ KNOWN_FASTEST = {
     "avx2": ("openvino", "f32"),
 }
 """Backend and precision by instruction set, for imports without a measurement; the first that the machine has counts.
-docs/race.md has the measurements."""
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +188,8 @@ def _record_calls(directory: Path, manifest: Manifest) -> dict[str, _TimedCall]:
         max(manifest.granularity, int(side * scale) // manifest.granularity * manifest.granularity)
         for side in (defaults.width, defaults.height)
     )
-    pipeline.generate(PROMPT, steps=min(STEPS, defaults.steps), width=width, height=height, seed=0)
+    steps = defaults.steps if manifest.distilled else min(STEPS, defaults.steps)
+    pipeline.generate(PROMPT, steps=steps, width=width, height=height, seed=0)
     calls = pipeline.calls
     del pipeline
     release_memory()
