@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import budgets, sd15_picture
+from benchmarks import attention, budgets, sd15_picture
 from benchmarks.gpu import tables as gpu
 from benchmarks.grid import markdown_table
 from benchmarks.pipeline_grid import grid_table
@@ -299,6 +299,7 @@ _TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "sd15_picture": sd15_picture.table,
     "budgets": budgets.table,
     "race": race_table,
+    "attention": attention.table,
     "choice": _choice,
     "real_models": real_models.models_table,
     "pipeline_grid": grid_table,
@@ -330,6 +331,7 @@ _COMMANDS: Mapping[str, str] = {
     "sd15_picture": "python -m benchmarks.sd15_picture",
     "budgets": "python -m benchmarks.budgets",
     "race": "python -m benchmarks.race",
+    "attention": "python -m benchmarks.attention",
     "choice": "python -m benchmarks.accelerate choice",
     "real_models": "python -m benchmarks.real_models",
     "pipeline_grid": "python -m benchmarks.pipeline_grid time",
