@@ -63,6 +63,12 @@ INLINE float largest(__m128 x) {
   return _mm_cvtss_f32(_mm_max_ps(x, _mm_shuffle_ps(x, x, 0xb1)));
 }
 
+/* sums + four products of unsigned and signed bytes in each lane. As intrinsics, GCC 12 keeps the sums in memory. */
+VNNI INLINE __m512i add_products(__m512i sums, __m512i bytes, __m512i signed_bytes) {
+  __asm__("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(bytes), "v"(signed_bytes));
+  return sums;
+}
+
 INLINE float step_of(float top) { return top > 0 ? top / 127.f : 1.f; }
 
 VNNI static void pack(const Call *call, int64_t row, int64_t head, Packed *packed) {
@@ -149,8 +155,8 @@ VNNI INLINE void score_keys(const uint8_t *q, const Packed *packed, int64_t firs
       for (int i = 0; i < KEYS; i++) {
         int32_t four;
         memcpy(&four, k + i * dim + d, 4);
-        sums[i][0] = _mm512_dpbusd_epi32(sums[i][0], left, _mm512_set1_epi32(four));
-        sums[i][1] = _mm512_dpbusd_epi32(sums[i][1], right, _mm512_set1_epi32(four));
+        sums[i][0] = add_products(sums[i][0], left, _mm512_set1_epi32(four));
+        sums[i][1] = add_products(sums[i][1], right, _mm512_set1_epi32(four));
       }
     }
 #pragma GCC unroll 12
@@ -176,8 +182,8 @@ VNNI INLINE void add_values(const uint8_t *weights, const int8_t *v, int64_t cou
       for (int i = 0; i < group; i++) {
         int32_t four;
         memcpy(&four, v + key * dim + (d + i) * 4, 4);
-        products[i][0] = _mm512_dpbusd_epi32(products[i][0], left, _mm512_set1_epi32(four));
-        products[i][1] = _mm512_dpbusd_epi32(products[i][1], right, _mm512_set1_epi32(four));
+        products[i][0] = add_products(products[i][0], left, _mm512_set1_epi32(four));
+        products[i][1] = add_products(products[i][1], right, _mm512_set1_epi32(four));
       }
     }
 #pragma GCC unroll 10
@@ -244,7 +250,7 @@ VNNI INLINE void attend(const Call *call, int64_t row, int64_t head, int64_t fir
         const __m512i low = _mm512_or_si512(a, _mm512_slli_epi32(b, 8));
         const __m512i high = _mm512_or_si512(_mm512_slli_epi32(c, 16), _mm512_slli_epi32(d, 24));
         const __m512i four = _mm512_or_si512(low, high);
-        added[half] = _mm512_dpbusd_epi32(added[half], four, _mm512_set1_epi8(1));
+        added[half] = add_products(added[half], four, _mm512_set1_epi8(1));
         _mm512_store_si512(weights + i * QUERIES + half * 4 * LANES, four);
       }
     for (int half = 0; half < 2; half++)
