@@ -48,12 +48,17 @@ def test_every_option_reaches_the_importer(
 def test_the_choice_of_backends_is_printed_with_what_was_measured(
     arguments: list[Any], has_memory: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    choices = [BackendChoice("denoiser", PLAIN, (FASTER, WRONG)), BackendChoice("decoder", PLAIN, (WRONG,))]
+    choices = [
+        BackendChoice("denoiser", PLAIN, (FASTER, WRONG)),
+        BackendChoice("decoder", PLAIN, (WRONG,)),
+        BackendChoice("text_encoder", PLAIN, is_cut=True),
+    ]
     monkeypatch.setattr(import_, "choose_backends", lambda directory, manifest: choices)
     assert main(["import", "owner/name", "-o", "mine"]) == 0
-    assert capsys.readouterr().out.splitlines()[1:3] == [
+    assert capsys.readouterr().out.splitlines()[1:4] == [
         "  denoiser: openvino bf16 in 2 streams, 0.125 s instead of 0.4 s of onnxruntime f32, SQNR 34 dB",
         "  decoder: onnxruntime f32, 0.4 s; no other was faster",
+        "  text_encoder: onnxruntime f32, 0.4 s; the time ended before another was faster",
     ]
 
 

@@ -102,7 +102,7 @@ def test_after_the_time_limit_no_further_network_is_opened(
 ) -> None:
     choices = choose_backends(pipeline, read_manifest(pipeline), seconds=0.0)
     assert choices
-    assert all(not choice.measured for choice in choices)
+    assert all(choice.is_cut and not choice.measured for choice in choices)
 
 
 def test_the_picture_from_which_inputs_are_recorded_is_small(pipeline: Path) -> None:
@@ -160,3 +160,18 @@ def test_openvino_offers_what_takes_pictures_of_all_sizes(
     specs = list(backend.defaults(context))
     assert [(spec.precision, int(spec.options.get("streams", 1))) for spec in specs] == expected
     assert all(spec.recipe == "f32" and "shapes" not in spec.options for spec in specs)
+
+
+def test_one_open_network_takes_pictures_of_all_sizes(
+    pipeline: Path, seconds: dict[tuple[str, str, int], float]
+) -> None:
+    seconds["openvino", "f32", 2] = 0.1
+    choose_backends(pipeline, read_manifest(pipeline))
+    opened = load(pipeline)
+    component = opened.manifest.components[DENOISER]
+    assert (component.streams, component.settings) == (2, {"axes": "open"})
+    opened.generate("a red circle", steps=1)
+    runner = opened.runner(DENOISER, {"sample": (2, 4, 8, 8)})
+    assert opened.runner(DENOISER, {"sample": (6, 4, 16, 24)}) is runner
+    width = 2 * opened.manifest.defaults.width
+    assert opened.generate("a red circle", steps=1, width=width).image.shape[1] == width

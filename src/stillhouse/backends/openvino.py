@@ -29,7 +29,11 @@ _DEVICE = "CPU"
 _RANK = 50
 _CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 """OpenVINO's name of each precision, by its name in Stillhouse."""
-SETTINGS: Mapping[str, tuple[str, ...]] = {"dynamic_quantization": ("0", "1"), "attention": ("plain", "int8")}
+SETTINGS: Mapping[str, tuple[str, ...]] = {
+    "dynamic_quantization": ("0", "1"),
+    "attention": ("plain", "int8"),
+    "axes": ("fixed", "open"),
+}
 """Allowed values of each setting; the first value is the default."""
 _GROUP_SIZE = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 _GROUP = 32
@@ -56,6 +60,8 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
         dynamic_quantization: 1 rounds the inputs of layers whose weights are stored as integers to int8 at run time, in
             groups of 32 with a scale for each. OpenVINO would do so by default, also where f32 is requested; a layer
             then keeps about 45 dB, against 130 dB without. The result of a row does not depend on the other rows.
+        axes: open opens a network of several streams once for pictures of all sizes, which costs 5 % of speed; fixed
+            once for each size. Only pipelines read it, see `runners.opening_shapes`.
         attention: int8 replaces attentions over many tokens by `int8_attention`. Needs static shapes or streams. The
             compiled network is not cached.
 
@@ -455,7 +461,7 @@ def defaults(context: CandidateContext) -> Iterator[CandidateSpec]:
     for precision in precisions:
         yield CandidateSpec(precision=precision, rank=_RANK)
         if context.role == "denoiser" and context.threads > 1:
-            yield CandidateSpec(precision=precision, options={"streams": "2"}, rank=_RANK)
+            yield CandidateSpec(precision=precision, options={"streams": "2", "axes": "open"}, rank=_RANK)
 
 
 def _build_int8(graph: Path, out: Path, feeds: Sequence[Mapping[str, NDArray[Any]]], keep: Sequence[str]) -> None:

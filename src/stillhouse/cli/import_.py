@@ -58,7 +58,8 @@ def _choose(directory: Path, manifest: Manifest, *, is_measured: bool) -> Iterat
 def _describe(choice: BackendChoice) -> str:
     fastest, baseline = choice.fastest, choice.baseline
     if fastest.component == baseline.component:
-        return f"  {choice.role}: {_name(baseline.component)}, {baseline.seconds:.3g} s; no other was faster"
+        others = "the time ended before another was faster" if choice.is_cut else "no other was faster"
+        return f"  {choice.role}: {_name(baseline.component)}, {baseline.seconds:.3g} s; {others}"
     return (
         f"  {choice.role}: {_name(fastest.component)}, {fastest.seconds:.3g} s instead of {baseline.seconds:.3g} s of "
         f"{_name(baseline.component)}, SQNR {fastest.sqnr:.0f} dB"

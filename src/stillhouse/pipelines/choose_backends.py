@@ -64,11 +64,13 @@ class BackendChoice:
         role: role of the network.
         baseline: the network in float32 on onnxruntime.
         measured: the other ways to run it, in the order of measuring.
+        is_cut: whether the time limit came before all of them were measured.
     """
 
     role: str
     baseline: MeasuredComponent
     measured: tuple[MeasuredComponent, ...] = ()
+    is_cut: bool = False
 
     @property
     def fastest(self) -> MeasuredComponent:
@@ -101,7 +103,9 @@ def choose_backends(directory: Path, manifest: Manifest, seconds: float = SECOND
             baseline = measure_component(directory, role, plain[role], call.content, MIN_SQNR)
         choice = BackendChoice(role, baseline)
         for component in _candidates(role, plain[role], machine):
-            if monotonic() < deadline:
+            if monotonic() >= deadline:
+                choice = replace(choice, is_cut=True)
+            elif not _is_dominated(component, choice):
                 measured = measure_component(directory, role, component, call.content, MIN_SQNR, needs_equal_rows=True)
                 choice = replace(choice, measured=(*choice.measured, measured))
         choices.append(choice)
@@ -218,6 +222,12 @@ def _candidates(role: str, baseline: Component, machine: Machine) -> Iterator[Co
             )
             if not backend.exclusion(spec, context) and component != baseline:
                 yield component
+
+
+def _is_dominated(component: Component, choice: BackendChoice) -> bool:
+    """Return whether a way to run a network in float32 need not be measured: its backend won in a lower precision."""
+    fastest = choice.fastest.component
+    return component.precision == "f32" and fastest.precision != "f32" and fastest.backend == component.backend
 
 
 def _write_choices(

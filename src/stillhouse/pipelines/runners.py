@@ -184,13 +184,16 @@ class Runners:
 def opening_shapes(component: Component, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """Return the shapes by input name for which a network is opened; empty where the network takes any shapes.
 
-    With several streams (rows that run in parallel), these are the shapes of one row. Where a network that is opened
+    With several streams (rows that run in parallel), these are the shapes of one row, unless the component's setting
+    `axes` is open. Where a network that is opened
     for the largest batch also runs smaller batches, these are the shapes of the largest batch.
 
     Args:
         component: how the network is run.
         shapes: shapes of the inputs that it is to be called with, by name.
     """
+    if component.streams > 1 and component.settings.get("axes") == "open":
+        return {}
     if component.streams > 1:
         return {name: (1, *shape[1:]) if shape else () for name, shape in shapes.items()}
     scope = compiles_per(component.backend, component.settings) if component.static else "never"
