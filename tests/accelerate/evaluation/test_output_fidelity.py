@@ -15,6 +15,7 @@ from stillhouse.accelerate.calibration.calibration_data import Probe
 from stillhouse.accelerate.evaluation.accuracy import UNPROVEN, find_violation
 from stillhouse.accelerate.evaluation.output_fidelity import (
     ALL_INPUTS,
+    MIN_EQUAL_SQNR,
     NO_KINDS,
     OutputKinds,
     OutputMismatch,
@@ -23,6 +24,7 @@ from stillhouse.accelerate.evaluation.output_fidelity import (
     class_agreement,
     compare_channels,
     compare_outputs,
+    mixed_axis,
     read_output_kinds,
 )
 from stillhouse.accelerate.records.candidate import Candidate
@@ -96,6 +98,78 @@ def test_dead_scores_beside_boxes_in_pixels_are_found(axis: int) -> None:
     assert fidelity.sqnr == pytest.approx(-20 * np.log10(1 - 0.006 / 0.83), abs=0.01)
     assert fidelity.place == f"channel 4 of axis {axis}"
     assert f"in channel 4 of axis {axis} is below the bound" in judged(single(reference), single(dead), INT8)
+
+
+def test_scores_of_many_classes_beside_boxes_are_judged_together() -> None:
+    """600 classes of a detector: 31 dB of all, and half of the detections had another class."""
+    scores = RNG.beta(0.05, 2, (600, 400))
+    reference = np.concatenate([RNG.uniform(0, 320, (4, 400)), scores])[None].astype(np.float32)
+    noisy = reference.copy()
+    noisy[:, 4:] += 0.3 * scores.max() * RNG.standard_normal((600, 400)).astype(np.float32)
+    fidelity = compare_outputs(single(reference), single(noisy)).fidelity["input 0"]
+    assert compare_tensors(reference, noisy).sqnr > 30.0
+    assert fidelity.sqnr < 10.0
+    assert fidelity.place == "the scores along axis 1"
+
+
+def test_channels_last_are_found_by_what_they_hold() -> None:
+    """A detector of [rows, height, width, anchors]: the second axis is a row of the picture."""
+    boxes, scores = RNG.uniform(0, 320, (1, 20, 20, 4)), RNG.uniform(0, 0.9, (1, 20, 20, 1))
+    reference = np.concatenate([boxes, scores], axis=-1).astype(np.float32)
+    dead = reference.copy()
+    dead[..., 4] *= 0.01
+    assert mixed_axis(reference) == 3
+    assert compare_channels(reference, dead)[1] == "channel 4 of axis 3"
+
+
+def test_an_angle_beside_large_boxes_carries_signal() -> None:
+    boxes, angles = RNG.uniform(0, 3210, (1, 4, 300)), RNG.uniform(-1.5, 1.5, (1, 1, 300))
+    reference = np.concatenate([boxes, angles], axis=1).astype(np.float32)
+    wrong = reference.copy()
+    wrong[:, 4] *= -1
+    sqnr, place = compare_channels(reference, wrong)
+    assert (round(sqnr, 2), place) == (-6.02, "channel 4 of axis 1")
+
+
+def test_an_age_beside_two_probabilities_is_judged_apart() -> None:
+    """Three numbers for each input, pooled over all inputs: the age had all the power."""
+    ages, chances = RNG.uniform(20, 80, 12), RNG.uniform(0.6, 0.95, 12)
+    reference = [np.array([[age, chance, 1 - chance]], np.float32) for age, chance in zip(ages, chances, strict=True)]
+    swapped = [tensor[:, [0, 2, 1]] for tensor in reference]
+    fidelity = compare_outputs(single(*reference), single(*swapped)).fidelity[ALL_INPUTS]
+    assert fidelity.sqnr < 10.0
+    assert fidelity.agreement == 0.0
+
+
+def test_a_common_offset_is_no_signal() -> None:
+    """288 kelvin with a spread of 0.2: a constant answer has 63 dB."""
+    reference = (288 + 0.18 * RNG.standard_normal((4, 1000))).astype(np.float32)
+    constant = np.full_like(reference, reference.mean())
+    assert compare_tensors(reference, constant).sqnr > 60.0
+    assert all(value.sqnr < 1.0 for value in compare_outputs(probes(reference), probes(constant)).fidelity.values())
+    rounded = compare_outputs(probes(reference), probes(reference + np.float32(3e-5))).fidelity
+    assert all(value.sqnr > MIN_EQUAL_SQNR for value in rounded.values())
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.bool_])
+def test_maps_of_classes_must_agree_in_any_type(dtype: type[np.generic]) -> None:
+    classes = RNG.integers(0, 2 if dtype is np.bool_ else 5, (1, 64, 64)).astype(dtype)
+    other = classes.copy()
+    other[0, :4] = np.roll(classes[0, :4], 1, 0)
+    fidelity = compare_outputs(single(classes), single(other)).fidelity["input 0"]
+    assert fidelity.agreement == np.mean(classes == other)
+    assert fidelity.place == ""  # a column of a picture is no channel
+
+
+def test_pictures_in_uint8_are_no_classes() -> None:
+    picture = RNG.integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    assert class_agreement(picture, picture // 2 * 2) is None
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.bool_])
+def test_integers_that_never_change_prove_nothing(dtype: type[np.generic]) -> None:
+    background = np.zeros((1, 64, 64), dtype)
+    assert compare_outputs(single(background), single(background)).unproven == ("out",)
 
 
 def test_scores_of_a_class_that_the_inputs_lack_are_not_compared_with_themselves() -> None:
@@ -298,6 +372,41 @@ def test_where_scores_are_not_judged_integers_must_still_be_equal() -> None:
     assert fidelity["x 2x9, labels"].agreement == 0.97
     assert fidelity["x 2x9, scores"].agreement is None
     assert fidelity["x 2x9, scores"].sqnr < 0
+
+
+def write_kinds(path: Path) -> Path:
+    """Four outputs: probabilities scaled up, of two levels joined, a constant, and random numbers."""
+    nodes = [
+        helper.make_node("Sigmoid", ["x"], ["chances"]),
+        helper.make_node("Resize", ["chances", "", "scales"], ["scaled"], mode="nearest"),
+        helper.make_node("Concat", ["chances", "chances"], ["joined"], axis=1),
+        helper.make_node("Exp", ["temperature"], ["scale"]),
+        helper.make_node("RandomNormal", [], ["noise"], shape=[2]),
+    ]
+    names = ("scaled", "joined", "scale", "noise")
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names]
+    constants = {"scales": np.array([1, 1, 2, 2], np.float32), "temperature": np.array(2.5, np.float32)}
+    graph = helper.make_graph(
+        nodes,
+        "kinds",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1, 4, 4])],
+        outputs,
+        [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    onnx.save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return path
+
+
+def test_kinds_are_found_through_operators_that_keep_the_range(tmp_path: Path) -> None:
+    kinds = read_output_kinds(write_kinds(tmp_path / "kinds.onnx"))
+    assert kinds == OutputKinds(unit=frozenset({"scaled", "joined"}), constant=frozenset({"scale"}))
+
+
+def test_an_output_that_no_input_reaches_needs_no_proof() -> None:
+    scale = np.full(1, 100.0, np.float32)
+    kinds = OutputKinds(constant=frozenset({"out"}))
+    assert compare_outputs(single(scale, scale), single(scale, scale), kinds).unproven == ()
+    assert compare_outputs(single(scale, scale), single(scale, scale)).unproven == ("out",)
 
 
 @pytest.mark.parametrize(

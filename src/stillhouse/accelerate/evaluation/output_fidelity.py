@@ -5,7 +5,7 @@ nearly all of its power. An output that the inputs do not excite proves nothing,
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from stillhouse.accelerate.calibration.calibration_data import Probe
 from stillhouse.backends.graph import load_graph
+from stillhouse.backends.inner_graphs import inner_graphs, iterate_nodes
 from stillhouse.measure.fidelity import MAX_SQNR, Fidelity, compare_tensors, rescale_sqnr
 
 Tensor: TypeAlias = NDArray[Any]
@@ -22,7 +23,10 @@ Tensor: TypeAlias = NDArray[Any]
 ALL_INPUTS = "all inputs"
 """Label of a comparison in which an output is pooled over all inputs, since one input gives too few elements."""
 MAX_CHANNELS = 128
-"""Length from which an axis is not taken for channels. YOLO's outputs have 84 and 85, detectors of faces 16."""
+"""Length from which an axis is not taken for channels by its place alone. YOLO's outputs have 84 and 85, detectors of
+faces 16."""
+MAX_MIXED = 4096
+"""Length from which an axis is not taken for channels where some of them are scores and others are not."""
 MIN_EQUAL_SQNR = 60.0
 """Minimum SQNR in dB at which two results of the same arithmetic count as equal: an error of a thousandth, far above
 that of another order of float32 sums.
@@ -33,12 +37,27 @@ _MIN_ELEMENTS = 16
 """Minimum number of elements for an SQNR of their own. Smaller outputs are pooled over all inputs."""
 _MIN_PEAK, _MIN_CHANNEL_PEAK = 0.02, 0.05
 """Share of the known range 1 that an output, and a channel of scores, must reach to carry signal."""
-_MIN_CHANNEL_SPREAD = 1e-3
-"""Minimum standard deviation of a channel, as a share of the largest value of all channels, to carry signal."""
+_MIN_CHANNEL_SPREAD = 1e-4
+"""Minimum standard deviation of a channel, as a share of the largest value of all channels, to carry signal: an angle
+in radians beside boxes of 3,000 pixels has 3e-4."""
+_MIN_OWN_SPREAD = 1e-3
+"""Minimum standard deviation of a channel, as a share of its own largest value, to carry signal."""
+_MIN_OFFSET = 100.0
+"""Mean of an output over all inputs, in standard deviations, from which only deviations from the mean count: a constant
+answer would have 40 dB."""
+_MIN_DEVIATION = 1e-6
+"""Minimum standard deviation of an output over all inputs, as a share of its mean: below, it is rounding in float32."""
+_MIN_STACKED = 4
+"""Minimum number of inputs from which the numbers of a small output are judged apart."""
+_MAX_CLASSES = 32
+"""Maximum number of different values of uint8 tensors that are taken for classes; pictures have more."""
 _TIE_MARGIN = 0.02
 """Probability by which two classes may differ and still be a tie, whose order does not count. Logits are compared by
 their softmax: 2 % of the range of a recogniser's logits was a factor of 3 in probability."""
-_PASS_THROUGH = {"Identity", "Cast", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Gather"}
+_PASS_THROUGH = {
+    *("Identity", "Cast", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Gather"),
+    *("Resize", "Upsample", "MaxPool", "AveragePool", "Pad", "Split"),
+}
 _UNIT_RANGE = {"Sigmoid", "HardSigmoid", "Softmax"}
 _LINEAR = {"Gemm", "MatMul"}
 _CLASSES = re.compile("logit|score|prob|class|cls|label|pred", re.IGNORECASE)
@@ -74,10 +93,12 @@ class OutputKinds:
     Args:
         unit: names of outputs that end in a Sigmoid or a Softmax, so that their range is 0 to 1.
         linear: names of outputs that end in a linear layer, as the logits of a classifier do.
+        constant: names of outputs that no input reaches, so that no probe can excite them.
     """
 
     unit: frozenset[str] = frozenset()
     linear: frozenset[str] = frozenset()
+    constant: frozenset[str] = frozenset()
 
 
 NO_KINDS = OutputKinds()
@@ -92,6 +113,9 @@ def read_output_kinds(graph: Path) -> OutputKinds:
     def last_operator(name: str) -> str:
         while (node := producers.get(name)) is not None and node.op_type in _PASS_THROUGH:
             name = node.input[0]
+        if node is not None and node.op_type == "Concat":
+            (first, *others) = {last_operator(part) for part in node.input}
+            return "Concat" if others else first
         if node is not None and node.op_type == "Add":
             sources = [producers[source].op_type for source in node.input if source in producers]
             return "Gemm" if sources == ["MatMul"] else "Add"
@@ -101,7 +125,24 @@ def read_output_kinds(graph: Path) -> OutputKinds:
     return OutputKinds(
         frozenset(name for name, operator in last.items() if operator in _UNIT_RANGE),
         frozenset(name for name, operator in last.items() if operator in _LINEAR),
+        frozenset(last.keys() - _varying_names(onnx_graph)),
     )
+
+
+def _varying_names(graph: Any) -> set[str]:
+    """Return the names of the tensors of a graph, a GraphProto, that an input or a random number reaches."""
+    constants = {tensor.name for tensor in graph.initializer}
+    varying = {value.name for value in graph.input} - constants
+    for node in graph.node:
+        read = {name for inner in (node, *_inner_nodes(node)) for name in inner.input}
+        if read & varying or "Random" in node.op_type or node.op_type == "Multinomial":
+            varying.update(node.output)
+    return varying
+
+
+def _inner_nodes(node: Any) -> Iterator[Any]:
+    for inner in inner_graphs(node):
+        yield from iterate_nodes(inner)
 
 
 def compare_outputs(
@@ -127,14 +168,15 @@ def compare_outputs(
             _check_shape(expected.label, name, tensor, actual.feeds[name])
             label = ALL_INPUTS if _is_small(reference, name) else expected.label.partition(", ")[0]
             pooled.setdefault((label, name), []).append((tensor, actual.feeds[name]))
-    fidelity = {key: _compare_pool(key[1], pairs, kinds) for key, pairs in pooled.items()}
+    offsets = {name: _common_offset([probe.feeds[name] for probe in reference]) for name in reference[0].feeds}
+    fidelity = {key: _compare_pool(key[1], pairs, kinds, offsets[key[1]]) for key, pairs in pooled.items()}
     if not judge_scores:
         scores = {name for name, tensor in reference[0].feeds.items() if tensor.dtype.kind == "f"}
         fidelity |= {key: replace(fidelity[key], agreement=None) for key in fidelity if key[1] in scores}
     names = list(reference[0].feeds)
     proven = {name for (_, name), value in fidelity.items() if value.has_signal}
     labelled = {f"{label}, {name}" if len(names) > 1 else label: value for (label, name), value in fidelity.items()}
-    return OutputComparison(labelled, tuple(name for name in names if name not in proven))
+    return OutputComparison(labelled, tuple(name for name in names if name not in proven | kinds.constant))
 
 
 def check_rows(alone: Probe, together: Probe) -> None:
@@ -164,7 +206,8 @@ def compare_channels(reference: Tensor, other: Tensor) -> tuple[float, str]:
 
     The result is (MAX_SQNR, "") where the tensor has no axis of channels, or no channel carries signal. A channel of
     scores (all values in 0 to 1) carries signal from a peak of `_MIN_CHANNEL_PEAK`; another channel, where its standard
-    deviation is at least `_MIN_CHANNEL_SPREAD` of the largest value of these channels. Nearly all scores may be 0, so
+    deviation is at least `_MIN_CHANNEL_SPREAD` of the largest value of these channels and `_MIN_OWN_SPREAD` of its own.
+    Above MAX_CHANNELS channels, those of scores are judged together. Nearly all scores may be 0, so
     that few errors outweigh them: the ratio of the peak to the largest error counts for scores if it is better.
 
     Args:
@@ -175,14 +218,18 @@ def compare_channels(reference: Tensor, other: Tensor) -> tuple[float, str]:
     (0.0, 'channel 2 of axis 1')
     """
     worst, place = MAX_SQNR, ""
-    axis = channel_axis(reference.shape)
-    if axis is None:
+    mixed = mixed_axis(reference)
+    axis = channel_axis(reference.shape) if mixed is None else mixed
+    if axis is None or reference.dtype.kind != "f":
         return worst, place
-    rows, other_rows = (
-        np.moveaxis(tensor, axis, 0).reshape(tensor.shape[axis], -1).astype(np.float64) for tensor in (reference, other)
-    )
+    rows, other_rows = _channel_rows(reference, axis), _channel_rows(other, axis)
     has_signal, are_scores = _channels_with_signal(rows)
-    for channel in np.flatnonzero(has_signal):
+    judged = has_signal if len(rows) <= MAX_CHANNELS else has_signal & ~are_scores
+    if len(rows) > MAX_CHANNELS and (has_signal & are_scores).any():
+        scores = compare_tensors(rows[are_scores], other_rows[are_scores])
+        worst = max(scores.sqnr, rescale_sqnr(scores, rows[are_scores]))
+        place = f"the scores along axis {axis}"
+    for channel in np.flatnonzero(judged):
         fidelity = compare_tensors(rows[channel], other_rows[channel])
         sqnr = fidelity.sqnr
         if are_scores[channel]:
@@ -215,6 +262,33 @@ def channel_axis(shape: Sequence[int]) -> int | None:
     return axis if 2 <= shape[axis] <= MAX_CHANNELS and elements >= _MIN_ELEMENTS else None
 
 
+def mixed_axis(reference: Tensor, min_elements: int = _MIN_ELEMENTS) -> int | None:
+    """Return the axis along which some places hold scores (all values in 0 to 1) and others larger values; or None.
+
+    The shape alone does not tell where boxes and scores lie: detectors have [1, 4 + classes, anchors] and
+    [1, height, width, anchors]. The first axis counts rows and is left out.
+
+    >>> boxes, scores = np.full((1, 50, 4), 300.0), np.linspace(0.1, 0.8, 50).reshape(1, 50, 1)
+    >>> mixed_axis(np.concatenate([boxes, scores], axis=-1))
+    2
+    """
+    if reference.dtype.kind != "f" or not reference.size:
+        return None
+    for axis in range(reference.ndim - 1, 0, -1):
+        length = reference.shape[axis]
+        if 2 <= length <= MAX_MIXED and reference.size // length >= min_elements:
+            rows = _channel_rows(reference, axis)
+            are_scores = (rows.min(1) >= 0) & (rows.max(1) <= 1)
+            if are_scores.any() and not are_scores.all() and rows[are_scores].max() >= _MIN_CHANNEL_PEAK:
+                return axis
+    return None
+
+
+def _channel_rows(tensor: Tensor, axis: int) -> NDArray[np.float64]:
+    """Return the values at each place of an axis, [length of the axis, others]."""
+    return np.moveaxis(tensor, axis, 0).reshape(tensor.shape[axis], -1).astype(np.float64)
+
+
 def class_agreement(reference: Tensor, other: Tensor, *, are_logits: bool = False) -> float | None:
     """Return the share of rows for which both tensors choose the same class, the largest element of the last axis.
 
@@ -222,7 +296,8 @@ def class_agreement(reference: Tensor, other: Tensor, *, are_logits: bool = Fals
     are blank, and most places of a picture are background, but the others are what users read.
 
     A row in which the reference prefers its class by a probability of at most `_TIE_MARGIN` is a tie, and counts as
-    equal. Integers and booleans agree where they are equal. The result is None where the reference holds neither
+    equal. Integers and booleans agree where they are equal; uint8 tensors with more than `_MAX_CLASSES` values are
+    pictures. The result is None where the reference holds neither
     integers nor scores. Scores are logits (`are_logits`), or probabilities as `are_probabilities` finds.
 
     >>> class_agreement(np.array([[0.1, 0.9], [0.8, 0.2]]), np.array([[0.2, 0.8], [0.9, 0.1]]))
@@ -230,8 +305,9 @@ def class_agreement(reference: Tensor, other: Tensor, *, are_logits: bool = Fals
     >>> class_agreement(np.array([[0.1, 0.9]] * 9 + [[0.8, 0.2]]), np.array([[0.1, 0.9]] * 10))
     0.0
     """
-    if reference.dtype.kind in "iub" and reference.dtype != np.uint8:
-        return float(np.mean(reference == other)) if reference.size else None
+    if reference.dtype.kind in "iub":
+        are_classes = reference.dtype != np.uint8 or len(np.unique(reference)) <= _MAX_CLASSES
+        return float(np.mean(reference == other)) if are_classes and reference.size else None
     if reference.ndim < 2 or reference.shape[-1] < 2 or not reference.size:
         return None
     if not are_logits and not are_probabilities(reference):
@@ -308,29 +384,70 @@ def compare_around_mean(reference: Tensor, other: Tensor) -> tuple[float, str]:
     return compare_tensors(wide - mean, other.astype(np.float64) - mean).sqnr, "the differences in each row"
 
 
-def _compare_pool(name: str, pairs: Sequence[tuple[Tensor, Tensor]], kinds: OutputKinds) -> Fidelity:
+def _common_offset(tensors: Sequence[Tensor]) -> float:
+    """Return the mean of an output over all inputs where it dwarfs all differences, otherwise 0.
+
+    288 kelvin with a spread of 0.2 would otherwise be 57 dB for an answer that has nothing to do with the input.
+    """
+    values = np.concatenate([tensor.ravel() for tensor in tensors])
+    if values.dtype.kind != "f" or not values.size or not np.isfinite(values).all():
+        return 0.0
+    mean, deviation = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
+    return mean if abs(mean) > _MIN_OFFSET * deviation else 0.0
+
+
+def _compare_pool(
+    name: str, pairs: Sequence[tuple[Tensor, Tensor]], kinds: OutputKinds, offset: float = 0.0
+) -> Fidelity:
     """Compare an output for several inputs together.
 
     Args:
         name: name of the output.
         pairs: the reference's and the candidate's output for each input.
         kinds: kinds of all outputs.
+        offset: value of `_common_offset`, which carries no signal.
     """
     in_unit_range, is_linear = name in kinds.unit, name in kinds.linear
+    if offset:
+        pairs = [(reference - np.float64(offset), other - np.float64(offset)) for reference, other in pairs]
     expected, actual = (np.concatenate([tensor.ravel() for tensor in side]) for side in zip(*pairs, strict=True))
     whole = compare_tensors(expected, actual)
     if whole.nonfinite:
         return whole
     are_logits = is_linear and _looks_like_logits(name, pairs[0][0].shape)
-    compared = (class_agreement(*pair, are_logits=are_logits) for pair in pairs)
+    small = _split_small(pairs)
+    compared = (class_agreement(*pair, are_logits=are_logits) for pair in (*pairs, *small.values()))
     agreements = [agreement for agreement in compared if agreement is not None]
     whole = replace(whole, agreement=min(agreements, default=None))
-    if not _has_signal(expected, in_unit_range):
+    if not _has_signal(expected, in_unit_range, _MIN_DEVIATION * abs(offset)):
         return replace(whole, sqnr=rescale_sqnr(whole, expected, 1.0 if in_unit_range else None), has_signal=False)
     parts = [compare_channels(*pair) for pair in pairs]
     parts += [compare_around_mean(*pair) for pair in pairs] if is_linear else []
+    parts += [(compare_tensors(*pair).sqnr, part) for part, pair in small.items()]
     worst, place = min(parts)
     return replace(whole, sqnr=worst, place=place) if worst < whole.sqnr else whole
+
+
+def _split_small(pairs: Sequence[tuple[Tensor, Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the scores of a small output for all inputs, and each other number of it, by a text, where it has both.
+
+    An age beside two probabilities has too few elements of each kind in one input.
+    """
+    shapes = {reference.shape for reference, _ in pairs}
+    (*_, shape) = shapes
+    if len(shapes) > 1 or not shape or np.prod(shape) >= _MIN_ELEMENTS or shape[-1] < 2:
+        return {}
+    reference, other = (
+        np.concatenate([tensor.reshape(-1, shape[-1]) for tensor in side]) for side in zip(*pairs, strict=True)
+    )
+    if len(reference) < _MIN_STACKED or mixed_axis(reference, _MIN_STACKED) is None:
+        return {}
+    are_scores = (reference.min(0) >= 0) & (reference.max(0) <= 1)
+    parts = {"the scores": np.flatnonzero(are_scores)}
+    parts |= {f"number {place} of each row": np.array([place]) for place in np.flatnonzero(~are_scores)}
+    return {
+        part: (reference[:, places], other[:, places]) for part, places in parts.items() if reference[:, places].std()
+    }
 
 
 def _looks_like_logits(name: str, shape: Sequence[int]) -> bool:
@@ -341,15 +458,13 @@ def _looks_like_logits(name: str, shape: Sequence[int]) -> bool:
     return is_class_count and not _FEATURES.search(name)
 
 
-def _has_signal(reference: Tensor, in_unit_range: bool) -> bool:
+def _has_signal(reference: Tensor, in_unit_range: bool, least_spread: float = 0.0) -> bool:
     """Return whether a reference output, flattened, carries signal, so that an error relative to it means something.
 
     It carries none where it is empty or constant, or where it stays far below its known range.
     """
-    if reference.dtype.kind not in "f":
-        return bool(reference.size)
     wide = reference[np.isfinite(reference)].astype(np.float64)
-    if not wide.size or wide.max() == wide.min():
+    if not wide.size or wide.max() - wide.min() <= least_spread:
         return False
     return not in_unit_range or bool(np.abs(wide).max() >= _MIN_PEAK)
 
@@ -362,7 +477,6 @@ def _channels_with_signal(rows: Tensor) -> tuple[NDArray[np.bool_], NDArray[np.b
     scores: NDArray[np.bool_] = np.all((rows >= 0) & (rows <= 1), axis=1)
     peaks = np.abs(rows).max(1)
     largest = peaks[~scores].max(initial=0.0)
-    excited: NDArray[np.bool_] = np.where(
-        scores, peaks >= _MIN_CHANNEL_PEAK, rows.std(1) > _MIN_CHANNEL_SPREAD * largest
-    )
+    least = np.maximum(_MIN_CHANNEL_SPREAD * largest, _MIN_OWN_SPREAD * peaks)
+    excited: NDArray[np.bool_] = np.where(scores, peaks >= _MIN_CHANNEL_PEAK, rows.std(1) > least)
     return excited, scores
