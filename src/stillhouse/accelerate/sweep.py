@@ -125,7 +125,8 @@ class Sweep(SweepState):
         if reason:
             self.add_warning(f"nothing was chosen for {component.name}: {reason}")
             has_failed = any(trial.status == "failed" for trial in self.report.trials_of(component.name))
-            if has_failed and not self.workspace.is_pipeline and self._guessed_shapes():
+            is_opened = " could not open " not in reason  # otherwise no shape would help
+            if has_failed and is_opened and not self.workspace.is_pipeline and self._guessed_shapes():
                 self._refuse_guessed_shapes(component, files, reason)
 
     def _budget_share(self, component: str) -> float:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from onnx import helper
 
 from stillhouse.accelerate.calibration.calibration_data import PROBES_FILE, Probe, write_probes
 from stillhouse.accelerate.evaluation.baseline import measure_baseline, unexcited_outputs
@@ -64,6 +65,24 @@ def recurrent(path: Path) -> Path:
     return net.write_model(path, [("points", ["time", 1, WIDTH], FLOAT)], [("y", ["time", 1, 1, 8], FLOAT)])
 
 
+def ranked(path: Path) -> Path:
+    """Each column in falling order, as a detector sorts its boxes by score: rows that are in order stay alone."""
+    net = GraphBuilder(0)
+    count = net.add_node("Slice", net.add_node("Shape", "points"), net.constant([0]), net.constant([1]))
+    net.nodes.append(helper.make_node("TopK", ["points", count], ["y", "order"], axis=0))
+    return net.write_model(path, [("points", ["n", WIDTH], FLOAT)], [("y", ["n", WIDTH], FLOAT)])
+
+
+def counted(path: Path) -> Path:
+    """Each row divided by how often it comes, as duplicates are removed: different rows stay alone."""
+    net = GraphBuilder(0)
+    first = net.add_node("Slice", "points", net.constant([0]), net.constant([1]), net.constant([1]))
+    equal = net.add_node("Equal", first, net.add_node("Transpose", first, perm=[1, 0]))
+    count = net.add_node("ReduceSum", net.add_node("Cast", equal, to=FLOAT), net.constant([1]), keepdims=1)
+    net.add_node("Div", "points", count, out="y")
+    return net.write_model(path, [("points", ["n", WIDTH], FLOAT)], [("y", ["n", WIDTH], FLOAT)])
+
+
 @contextmanager
 def opened(folder: Path, graph: Path, *inputs: NDArray[np.float32], name: str = "points") -> Iterator[BaselineRun]:
     write_probes(folder / PROBES_FILE, [Probe(f"input {n}", {name: array}) for n, array in enumerate(inputs)])
@@ -98,6 +117,15 @@ def test_whether_an_open_axis_is_a_batch_is_found_by_running_rows_together_and_a
 ) -> None:
     with opened(tmp_path, build(tmp_path / "model.onnx"), normal(*shape)) as baseline:
         assert baseline.has_independent_rows == is_batch
+
+
+@pytest.mark.parametrize("build", [ranked, counted])
+def test_rows_that_mix_only_in_some_orders_or_where_they_are_equal_are_no_batch(
+    tmp_path: Path, build: Callable[[Path], Path]
+) -> None:
+    falling = [np.full((1, WIDTH), -number, np.float32) for number in range(4)]
+    with opened(tmp_path, build(tmp_path / "model.onnx"), *falling) as baseline:
+        assert not baseline.has_independent_rows
 
 
 def test_an_output_that_no_input_excites_is_named(tmp_path: Path) -> None:
@@ -151,6 +179,20 @@ def test_a_guessed_shape_on_which_the_model_fails_ends_with_the_line_to_write(tm
     with pytest.warns(UserWarning, match="options, machine or runtime versions have changed"):
         report = run_sweep(workspace, options)
     assert report.chosen
+
+
+def test_a_model_that_cannot_be_opened_is_not_blamed_on_its_shapes(tmp_path: Path) -> None:
+    """An operator that no runtime knows: no shape would help."""
+    net = GraphBuilder(0)
+    net.nodes.append(helper.make_node("Unknown", ["x"], ["y"], domain="my.operators"))
+    x, y = (helper.make_tensor_value_info(name, FLOAT, ["rows", 8]) for name in "xy")
+    graph = helper.make_graph(net.nodes, "unknown", [x], [y])
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("my.operators", 1)]
+    (tmp_path / "model.onnx").write_bytes(helper.make_model(graph, opset_imports=opsets).SerializeToString())
+    workspace = prepare_workspace(str(tmp_path / "model.onnx"), tmp_path / "out")
+    report = run_sweep(workspace, QUICK_SWEEP)
+    assert not report.chosen
+    assert any("could not open" in warning for warning in report.warnings)
 
 
 def test_a_model_that_cannot_be_run_is_no_reason_to_compare_others_with_each_other(tmp_path: Path) -> None:

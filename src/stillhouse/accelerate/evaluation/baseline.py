@@ -42,8 +42,8 @@ from stillhouse.accelerate.records.report import relative_path
 from stillhouse.accelerate.records.trial import Trial
 from stillhouse.measure.fidelity import compare_tensors
 
-_ROWS = 2
-"""Number of rows that are run together and alone, to find out whether the first axis is a batch."""
+_ROWS, _SLOW_ROWS = 4, 2
+"""Number of rows that are run together and alone, to find out whether the first axis is a batch; of a slow network."""
 
 
 def measure_baseline(candidate: Candidate, context: EvaluationContext) -> tuple[Trial, BaselineRun | None]:
@@ -134,49 +134,59 @@ def _describe_baseline(process: CandidateProcess, context: EvaluationContext, is
         process,
         outputs,
         kinds=read_output_kinds(context.graph) if context.graph.suffix == ".onnx" else OutputKinds(),
-        has_independent_rows=_has_independent_rows(process, context),
+        has_independent_rows=_has_independent_rows(process, context, is_slow),
         shape_outputs={} if is_slow else _run_other_shapes(process, context),
     )
 
 
-def _has_independent_rows(process: CandidateProcess, context: EvaluationContext) -> bool:
+def _has_independent_rows(process: CandidateProcess, context: EvaluationContext, is_slow: bool) -> bool:
     """Return whether the first axis of all inputs and outputs is a batch, whose rows do not influence each other.
 
-    The network runs on `_ROWS` rows together, and on each row alone. The result is False where an output differs, where
-    an output does not have one part for each row, and where the network refuses one of the two.
+    The network runs on each row alone, and on batches of them: in order, in reverse, and each row twice, because rows
+    may be sorted or compared with one another. Of a slow network, only two rows run together. The result is False where
+    an output differs, where an output does not have one part for each row, and where the network refuses a batch.
     """
-    rows = _make_rows(read_probes(context.probes)) if context.has_open_batch else []
+    rows = _make_rows(read_probes(context.probes), _SLOW_ROWS if is_slow else _ROWS) if context.has_open_batch else []
     if not rows:
         return False
+    order = list(range(len(rows)))
+    batches = [order] if is_slow else [order, order[::-1], [*order, *order]]
     try:
-        together, *alone = _run(process, [gather_rows(rows, [(row, 0) for row in range(_ROWS)]), *rows], context)
+        together = _run(process, [gather_rows(rows, [(row, 0) for row in batch]) for batch in batches], context)
+        alone = _run(process, rows, context)
     except CandidateError:
         return False
-    return all(_is_row(together.feeds, row, output.feeds) for row, output in enumerate(alone))
+    return all(
+        _is_row(outputs.feeds, place, len(batch), alone[row].feeds)
+        for outputs, batch in zip(together, batches, strict=True)
+        for place, row in enumerate(batch)
+    )
 
 
-def _make_rows(probes: Sequence[Probe]) -> list[Probe]:
-    """Return `_ROWS` different rows of the probes, each as a batch of one row; empty where an input has no axis.
+def _make_rows(probes: Sequence[Probe], count: int) -> list[Probe]:
+    """Return different rows of the probes, at most `count`, each as a batch of one; empty where an input has no axis.
 
     Where all rows are equal, the second row is the first with its values moved along the last axis.
     """
     if any(not array.ndim or not len(array) for array in probes[0].feeds.values()):
         return []
-    first, second = (
-        {name: array[row : row + 1] for name, array in probes[probe].feeds.items()}
-        for probe, row in interleave_rows(probes, _ROWS)
-    )
-    if all(np.array_equal(array, second[name]) for name, array in first.items()):
-        second = {name: np.roll(array, 1, axis=-1) for name, array in first.items()}
-    return [Probe("row 0", first), Probe("row 1", second)]
+    rows: list[Feeds] = []
+    for probe, row in interleave_rows(probes, count):
+        candidate = {name: array[row : row + 1] for name, array in probes[probe].feeds.items()}
+        if not any(all(np.array_equal(array, known[name]) for name, array in candidate.items()) for known in rows):
+            rows.append(candidate)
+    if len(rows) == 1:
+        rows.append({name: np.roll(array, 1, axis=-1) for name, array in rows[0].items()})
+    return [Probe(f"row {number}", row) for number, row in enumerate(rows)]
 
 
-def _is_row(together: Feeds, row: int, alone: Feeds) -> bool:
+def _is_row(together: Feeds, place: int, rows: int, alone: Feeds) -> bool:
+    """Return whether a row of the outputs for a batch of so many rows equals the outputs for this row alone."""
     return all(
         tensor.ndim > 0
         and len(tensor) == 1
-        and together[name].shape == (_ROWS, *tensor.shape[1:])
-        and compare_tensors(tensor, together[name][row : row + 1]).sqnr >= MIN_EQUAL_SQNR
+        and together[name].shape == (rows, *tensor.shape[1:])
+        and compare_tensors(tensor, together[name][place : place + 1]).sqnr >= MIN_EQUAL_SQNR
         for name, tensor in alone.items()
     )
 
