@@ -8,6 +8,7 @@ from openpyxl import load_workbook
 
 from stillhouse.accelerate.records.report import read_report
 from stillhouse.accelerate.selection.gain import beats_baseline
+from stillhouse.accelerate.workspace import lock_directory
 from stillhouse.cli import main
 from stillhouse.cli.accelerate import parse_batch_sizes, parse_device, parse_named_shape, resolve_config_device
 from stillhouse.cli.arguments import byte_size, duration
@@ -70,6 +71,15 @@ def test_choosing_again_measures_nothing(swept: Path, capsys: pytest.CaptureFixt
     assert after.trial("network", after.chosen["network"]).peak_bytes == minimum
     assert read_network(swept / "output").component.backend == "onnxruntime"
     capsys.readouterr()
+
+
+def test_choosing_waits_for_nobody(swept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It rewrote the report and the manifest of a directory in which another run was measuring."""
+    before = (swept / "output" / "report.json").read_bytes()
+    with lock_directory(swept / "output"):
+        assert main(["choose", str(swept / "output"), "--goal", "latency"]) == 2
+    assert "is in use by another run" in capsys.readouterr().err
+    assert (swept / "output" / "report.json").read_bytes() == before
 
 
 def test_a_check_passes_where_nothing_changed(swept: Path, capsys: pytest.CaptureFixture[str]) -> None:

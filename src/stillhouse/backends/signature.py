@@ -32,7 +32,7 @@ _STRING = TensorProto.STRING
 _INTEGERS = ("UINT8", "INT8", "UINT16", "INT16", "UINT32", "INT32", "UINT64", "INT64", "BOOL")
 _NUMERIC = {TensorProto.DataType.Value(name) for name in ("FLOAT", "FLOAT16", "DOUBLE", *_INTEGERS)}
 """Element types that NumPy has, so that arrays of them can be given to a runtime and compared."""
-_UNNAMED = ("", "?")
+_UNNAMED = ("", "?", "None", "none", "-1")
 """Texts that exporters write in place of the name of an axis without a name."""
 _RESTORE_OR_EXPORT_AGAIN = "restore the file, or export or import the model again"
 _MAX_BYTES = (2 << 30) - 1

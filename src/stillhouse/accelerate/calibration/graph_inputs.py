@@ -200,13 +200,25 @@ def _is_wave(name: str, consumers: "_Consumers", constants: Mapping[str, Dims]) 
 
 
 def _is_time_first(name: str, consumers: "_Consumers") -> bool:
-    """Return whether a recurrent operator reads an input whose first axis is time, as its layout 0 requires."""
+    """Return whether the first axis of an input is time: for a recurrent operator of layout 0, or a Scan over it."""
     return any(
-        slot == 0
-        and node.op_type in _RECURRENT_OPS
-        and not any(attribute.name == "layout" and attribute.i for attribute in node.attribute)
+        (slot == 0 and node.op_type in _RECURRENT_OPS and not _attributes(node).get("layout"))
+        or (node.op_type == "Scan" and _scanned_axis(node, slot) == 0)
         for node, slot in consumers(name, _ELEMENTWISE_OPS)
     )
+
+
+def _scanned_axis(node: Any, slot: int) -> int | None:
+    """Return the axis of an input of a Scan that the loop goes along; None for a state. States come first."""
+    attributes = _attributes(node)
+    number = slot - (len(node.input) - attributes["num_scan_inputs"])
+    axes = attributes.get("scan_input_axes") or [0] * len(node.input)
+    return axes[number] if number >= 0 else None
+
+
+def _attributes(node: Any) -> dict[str, Any]:
+    """Return the whole numbers, and lists of them, among the attributes of a node, by name."""
+    return {attribute.name: list(attribute.ints) if attribute.ints else attribute.i for attribute in node.attribute}
 
 
 def _pixels_of_metadata(properties: Iterable[Any]) -> str:

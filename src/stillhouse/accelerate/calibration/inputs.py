@@ -45,6 +45,9 @@ _MAX_UNKNOWN_INT = 8
 """Exclusive upper limit of generated integers where the graph does not tell which values are valid."""
 SAMPLING_RATE = 16_000
 """Samples per second of generated sounds."""
+_TEXT_ENDS = ((1, 2), (101, 102), (0, 2), (2, 3))
+"""Tokens at the beginning and the end of texts, by tokenizer: SentencePiece, BERT, RoBERTa, ELECTRA and T5 of small
+vocabularies. Their embeddings may be far larger than those of words."""
 _TIMESTEP_NAME, _LENGTH_NAME = r"time_?step|^t(ime)?$|sigma|time_ids", r"(^|_)len(s|gth|gths)?$"
 _NO_PICTURE_NAME = r"mel|spec|feat|bank|bias|past|cache|attn|attention"
 _LAST_TIMESTEP = 999
@@ -261,8 +264,9 @@ def _make_unknown(network: _Network, name: str, place: _Place) -> NDArray[Any]:
 def _make_tokens(network: _Network, name: str, place: _Place) -> NDArray[Any]:
     """Return random rows of an embedding table, int64, whose frequencies follow Zipf's law (1, 1/2, 1/3, ...).
 
-    Which rows are frequent depends on the size of the table only. Texts of two tokens or more begin with row 1 and end
-    with row 2. Where a mask has the same shape, they end where the mask ends, and go on with row 0.
+    Which rows are frequent depends on the size of the table only. Texts of two tokens or more begin and end with a pair
+    of `_TEXT_ENDS`, another one in each set. Where a mask has the same shape, they end where the mask ends, and go on
+    with row 0.
     """
     shape, rows = network.shapes[name], network.inputs.table_rows[name]
     order = np.random.default_rng(rows).permutation(rows)
@@ -273,7 +277,9 @@ def _make_tokens(network: _Network, name: str, place: _Place) -> NDArray[Any]:
     has_mask = any(kind == "mask" and network.shapes[other] == shape for other, kind in network.kinds.items())
     ends = _text_ends(shape, place if has_mask else _Place(0, 1, 0))
     positions = np.arange(shape[-1])
-    ids = np.where(positions == 0, 1, np.where(positions == ends - 1, 2, ids)) % rows
+    pairs = [pair for pair in _TEXT_ENDS if max(pair) < rows] or [(1, 2)]
+    begin, end = pairs[place.index % len(pairs)]
+    ids = np.where(positions == 0, begin, np.where(positions == ends - 1, end, ids)) % rows
     return np.asarray(np.where(positions < ends, ids, 0))
 
 

@@ -27,7 +27,8 @@ def build_graph(candidate: Candidate, graph: Path, folder: Path, calibration: Se
         candidate: names the backend and the recipe (way to convert a graph, such as a quantization).
         graph: path of the original graph, which is returned unchanged if the recipe needs no other graph.
         folder: folder of the graph to build.
-        calibration: inputs that static quantization is calibrated with; empty: there are none.
+        calibration: inputs that static quantization is calibrated with, and on which a graph of an old opset is
+            compared with its conversion; empty: there are none.
 
     Returns:
         the path of the graph to open, and the seconds that building it took, now or earlier; 0 if nothing is built.

@@ -7,7 +7,7 @@ from pathlib import Path
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING
 
-from stillhouse.accelerate.records.candidate import PIPELINE
+from stillhouse.accelerate.records.candidate import NETWORK, PIPELINE
 from stillhouse.accelerate.records.report import Report
 from stillhouse.accelerate.records.trial import Status, Trial
 from stillhouse.accelerate.views.formatting import (
@@ -85,6 +85,8 @@ def print_report(report: Report, console: "Console", directory: Path | None = No
     for sentence in (summary.price, *summary.sentences):
         if sentence:
             console.print(_text(sentence))
+    if note := report.probes.get(NETWORK):
+        console.print(_text(f"Inputs: {printable(note)}"))
     for entry in use_it(report, directory) if directory else ():
         console.print()
         console.print(_text(f"{entry.title}, in {directory}:", "bold"))
