@@ -7,7 +7,7 @@ import stillhouse
 from stillhouse.core import ImageRequest
 from stillhouse.errors import InvalidRequest
 from stillhouse.pipelines.load import EMBEDDED, find_pipeline
-from stillhouse.pipelines.manifest import document_checksum, read_manifest
+from stillhouse.pipelines.manifest import files_checksum, read_manifest
 from stillhouse.pipelines.pipeline import Pipeline
 from stillhouse.shapes.score import evaluate_captions, generate_batch
 
@@ -23,8 +23,8 @@ def pipeline(request: pytest.FixtureRequest) -> Pipeline:
 @pytest.mark.parametrize("name", STUDENTS)
 def test_each_was_distilled_from_the_shipped_model(name: str) -> None:
     manifest = read_manifest(find_pipeline(name), verify=True)
-    teacher = {file: str(record.sha256) for file, record in read_manifest(find_pipeline("shapes")).files.items()}
-    assert manifest.distilled is not None and manifest.distilled.teacher == ("shapes", document_checksum(teacher))
+    teacher = files_checksum(read_manifest(find_pipeline("shapes")))
+    assert manifest.distilled is not None and manifest.distilled.teacher == ("shapes", teacher)
     assert manifest.distilled.timesteps is not None and manifest.name == f"shapes-{len(manifest.distilled.timesteps)}"
     assert manifest.source["licence"] == "Apache-2.0"
     assert {"distill", "judge"} <= set(manifest.evidence)

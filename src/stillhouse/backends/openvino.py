@@ -282,7 +282,8 @@ def _read_model(core: Any, graph: Path, axes: Mapping[str, Axes], options: Runne
 def _replace_attentions(model: Any, options: RunnerOptions) -> AttentionOps:
     if model.is_dynamic():
         raise InvalidRequest("attention: int8 was requested for open axes", allowed="static shapes, or several streams")
-    attentions = AttentionOps(max(1, (options.threads or usable_cores()) // options.streams))
+    require("openvino.passes")  # which openvino does not import itself
+    attentions = AttentionOps(require(_NAME), max(1, (options.threads or usable_cores()) // options.streams))
     attentions.replace(model)
     return attentions
 

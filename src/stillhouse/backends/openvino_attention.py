@@ -11,7 +11,6 @@ from functools import cache
 from typing import Any
 
 from stillhouse.backends.int8_attention import DIM_MULTIPLE, MAX_DIM, int8_attention, load_library
-from stillhouse.backends.runtime import require
 
 MIN_TOKENS = 256
 """Least number of queries, and of keys, of an attention that is replaced."""
@@ -57,19 +56,20 @@ class AttentionOps:
     A compiled model keeps the replaced nodes, and each of these would keep all nodes before it with their weights.
 
     Args:
+        runtime: the package openvino.
         threads: number of threads of each attention.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, runtime: Any, threads: int) -> None:
         load_library()
-        self._threads = threads
+        self._runtime, self._threads = runtime, threads
         self._nodes: list[Any] = []
 
     def replace(self, model: Any) -> int:
         """Replace the attentions of a model with static shapes, and return how many there were."""
-        attentions = list(_find_attentions(model))
+        attentions = list(_find_attentions(model, self._runtime))
         for found in attentions:
-            node = _node_class()(self._nodes, found.heads, found.scale, self._threads)
+            node = _node_class(self._runtime)(self._nodes, found.heads, found.scale, self._threads)
             node.set_arguments([found.queries, found.keys, found.values])
             node.constructor_validate_and_infer_types()
             node.set_friendly_name(found.result.get_friendly_name())
@@ -80,7 +80,7 @@ class AttentionOps:
 
     def release(self) -> None:
         """Cut all nodes that were made, copies by the compiler included, off the model."""
-        parameter = require("openvino.opset13").parameter
+        parameter = self._runtime.opset13.parameter
         for node in self._nodes:
             for place in node.inputs():
                 place.replace_source_output(parameter(list(place.get_shape()), place.get_element_type()).output(0))
@@ -88,10 +88,10 @@ class AttentionOps:
 
 
 @cache
-def _node_class() -> Any:
+def _node_class(runtime: Any) -> Any:
     """Return the class of the nodes, which is made on first use, because openvino may not be installed."""
 
-    class Int8Attention(require("openvino").Op):  # type: ignore[misc]
+    class Int8Attention(runtime.Op):  # type: ignore[misc]
         """A node with the inputs queries, keys and values, float32 [rows, tokens, heads * channels]."""
 
         def __init__(self, nodes: list[Any], heads: int, scale: float, threads: int) -> None:
@@ -123,14 +123,14 @@ def _node_class() -> Any:
     return Int8Attention
 
 
-def _find_attentions(model: Any) -> Iterator[_Attention]:
+def _find_attentions(model: Any, runtime: Any) -> Iterator[_Attention]:
     """Yield the attentions of a model with static shapes that `int8_attention` can compute.
 
     torch's exporter writes an attention as MatMul, Softmax, MatMul, each head split off by Reshape and Transpose before
     and joined after. Queries and keys are each multiplied by the root of the scale. A quantised model has a
     FakeQuantize before each product.
     """
-    folded = _fold_constants(model)
+    folded = _fold_constants(model, runtime)
     for softmax in model.get_ordered_ops():
         if softmax.get_type_name() != "Softmax":
             continue
@@ -154,15 +154,14 @@ def _is_transposed(product: Any) -> bool:
     return bool(product.get_attributes()["transpose_b"])
 
 
-def _fold_constants(model: Any) -> dict[str, Any]:
+def _fold_constants(model: Any, runtime: Any) -> dict[str, Any]:
     """Return the nodes of a copy of a model with folded constants, by name.
 
     In the model itself, folded weights would no longer be recognised as quantised.
     """
     copy = model.clone()
-    passes = require("openvino.passes")
-    manager = passes.Manager()
-    manager.register_pass(passes.ConstantFolding())
+    manager = runtime.passes.Manager()
+    manager.register_pass(runtime.passes.ConstantFolding())
     manager.run_passes(copy)
     return {node.get_friendly_name(): node for node in copy.get_ops()}
 

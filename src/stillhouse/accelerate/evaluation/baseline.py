@@ -1,6 +1,7 @@
 """The baseline: the model as given, opened by onnxruntime without changes, with which all candidates are compared."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,6 +67,7 @@ def measure_baseline(candidate: Candidate, context: EvaluationContext) -> tuple[
         trial = replace(trial, reproduce=write_reproduce_script(process.folder, context.root))
         trial = open_and_run(trial, process, context)
         opened = _describe_baseline(process, context, _is_slow(trial))
+        process = opened.process
         compared = compare_outputs(opened.outputs, opened.outputs, opened.kinds)
         trial = replace(trial, fidelity=compared.fidelity)
         trial = measure_latency(trial, process, process, context, opened.has_independent_rows)
@@ -130,11 +132,13 @@ def _describe_baseline(process: CandidateProcess, context: EvaluationContext, is
     A slow network is not run on other shapes, because its candidates would not be, either; see `opens_quickly`.
     """
     outputs = read_probes(process.folder / OUTPUTS_FILE)
+    has_independent_rows = _has_independent_rows(process, context, is_slow)
+    process = revive(process, context)  # a large batch may have ended it
     return BaselineRun(
         process,
         outputs,
         kinds=read_output_kinds(context.graph) if context.graph.suffix == ".onnx" else OutputKinds(),
-        has_independent_rows=_has_independent_rows(process, context, is_slow),
+        has_independent_rows=has_independent_rows,
         shape_outputs={} if is_slow else _run_other_shapes(process, context),
     )
 
@@ -142,25 +146,40 @@ def _describe_baseline(process: CandidateProcess, context: EvaluationContext, is
 def _has_independent_rows(process: CandidateProcess, context: EvaluationContext, is_slow: bool) -> bool:
     """Return whether the first axis of all inputs and outputs is a batch, whose rows do not influence each other.
 
-    The network runs on each row alone, and on batches of them: in order, in reverse, and each row twice, because rows
-    may be sorted or compared with one another. Of a slow network, only two rows run together. The result is False where
-    an output differs, where an output does not have one part for each row, and where the network refuses a batch.
+    The network runs on each row alone, and on batches of them: two rows, all rows in both orders, and each row twice,
+    because rows may be sorted or compared with one another. Of a slow network, only two rows run together. The result
+    is False where an output differs, where an output does not have one part for each row, and where the network refuses
+    two rows. Larger batches that it refuses prove nothing.
     """
     rows = _make_rows(read_probes(context.probes), _SLOW_ROWS if is_slow else _ROWS) if context.has_open_batch else []
     if not rows:
         return False
     order = list(range(len(rows)))
-    batches = [order] if is_slow else [order, order[::-1], [*order, *order]]
     try:
-        together = _run(process, [gather_rows(rows, [(row, 0) for row in batch]) for batch in batches], context)
         alone = _run(process, rows, context)
+        is_independent = _runs_rows_alone(process, rows, alone, order[:2], context)
     except CandidateError:
         return False
-    return all(
-        _is_row(outputs.feeds, place, len(batch), alone[row].feeds)
-        for outputs, batch in zip(together, batches, strict=True)
-        for place, row in enumerate(batch)
-    )
+    with suppress(CandidateError):
+        for batch in [] if is_slow else [order[1::-1], order, order[::-1], [*order, *order]]:
+            is_independent = is_independent and _runs_rows_alone(process, rows, alone, batch, context)
+    return is_independent
+
+
+def _runs_rows_alone(
+    process: CandidateProcess,
+    rows: Sequence[Probe],
+    alone: Sequence[Probe],
+    batch: Sequence[int],
+    context: EvaluationContext,
+) -> bool:
+    """Return whether the network answers each row of a batch, given by numbers of rows, as it answers the row alone.
+
+    Raises:
+        CandidateError: the network refuses the batch.
+    """
+    (together,) = _run(process, [gather_rows(rows, [(row, 0) for row in batch])], context)
+    return all(_is_row(together.feeds, place, len(batch), alone[row].feeds) for place, row in enumerate(batch))
 
 
 def _make_rows(probes: Sequence[Probe], count: int) -> list[Probe]:
