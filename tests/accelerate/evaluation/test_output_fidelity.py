@@ -274,6 +274,14 @@ def test_integers_agree_only_where_they_are_equal() -> None:
     assert "97.0% of the classes agree" in judged(single(labels), single(labels + (labels < 3)), INT8)
 
 
+def test_a_large_offset_of_all_logits_hides_no_error_either() -> None:
+    """It is taken from all rows first; the reason names the same place."""
+    logits = 500 + RNG.standard_normal((1, 200))
+    kinds = OutputKinds(linear=frozenset({"out"}))
+    reason = judged(single(logits), single(np.full_like(logits, 500)), INT8, kinds)
+    assert "in the differences in each row is below the bound" in reason
+
+
 def test_an_offset_of_all_logits_hides_no_error() -> None:
     logits = 100 + RNG.standard_normal((1, 200))
     other = np.full_like(logits, 100)

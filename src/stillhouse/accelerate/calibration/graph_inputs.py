@@ -328,11 +328,11 @@ def _first_lengths(
 
 def _conv_channels(node: Any, stored: Mapping[str, Dims]) -> int | None:
     weight = stored.get(node.input[1], ()) if node.op_type == "Conv" else ()
-    group = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+    group = _attributes(node).get("group", 1)
     return weight[1] * group if len(weight) > 1 else None
 
 
 def _matmul_features(node: Any, stored: Mapping[str, Dims]) -> int | None:
     weight = stored.get(node.input[1], ()) if node.op_type in ("MatMul", "Gemm") else ()
-    is_transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+    is_transposed = bool(_attributes(node).get("transB"))
     return weight[-1 if is_transposed else -2] if len(weight) > 1 else None

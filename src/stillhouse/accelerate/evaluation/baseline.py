@@ -155,13 +155,15 @@ def _has_independent_rows(process: CandidateProcess, context: EvaluationContext,
     if not rows:
         return False
     order = list(range(len(rows)))
+    larger = dict.fromkeys(map(tuple, (order[1::-1], order, order[::-1], [*order, *order])))
+    larger.pop(tuple(order[:2]), None)
     try:
         alone = _run(process, rows, context)
         is_independent = _runs_rows_alone(process, rows, alone, order[:2], context)
     except CandidateError:
         return False
     with suppress(CandidateError):
-        for batch in [] if is_slow else [order[1::-1], order, order[::-1], [*order, *order]]:
+        for batch in () if is_slow else larger:
             is_independent = is_independent and _runs_rows_alone(process, rows, alone, batch, context)
     return is_independent
 

@@ -7,6 +7,7 @@ nearly all of its power. An output that the inputs do not excite proves nothing,
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -47,6 +48,8 @@ _MIN_OFFSET = 100.0
 answer would have 40 dB."""
 _MIN_DEVIATION = 1e-6
 """Minimum standard deviation of an output over all inputs, as a share of its mean: below, it is rounding in float32."""
+_TIE_DECIBELS = 0.05
+"""Difference in dB within which two ratios count as equal."""
 _MIN_STACKED = 4
 """Minimum number of inputs from which the numbers of a small output are judged apart."""
 _MAX_CLASSES = 32
@@ -110,6 +113,7 @@ def read_output_kinds(graph: Path) -> OutputKinds:
     onnx_graph = load_graph(graph).graph
     producers = {output: node for node in onnx_graph.node for output in node.output}
 
+    @cache  # the parts of nested Concats may meet again
     def last_operator(name: str) -> str:
         while (node := producers.get(name)) is not None and node.op_type in _PASS_THROUGH:
             name = node.input[0]
@@ -277,9 +281,10 @@ def mixed_axis(reference: Tensor, min_elements: int = _MIN_ELEMENTS) -> int | No
     for axis in range(reference.ndim - 1, 0, -1):
         length = reference.shape[axis]
         if 2 <= length <= MAX_MIXED and reference.size // length >= min_elements:
-            rows = _channel_rows(reference, axis)
-            are_scores = (rows.min(1) >= 0) & (rows.max(1) <= 1)
-            if are_scores.any() and not are_scores.all() and rows[are_scores].max() >= _MIN_CHANNEL_PEAK:
+            others = tuple(other for other in range(reference.ndim) if other != axis)
+            highest = reference.max(others)
+            are_scores = (reference.min(others) >= 0) & (highest <= 1)
+            if are_scores.any() and not are_scores.all() and highest[are_scores].max() >= _MIN_CHANNEL_PEAK:
                 return axis
     return None
 
@@ -425,7 +430,8 @@ def _compare_pool(
     parts += [compare_around_mean(*pair) for pair in pairs] if is_linear else []
     parts += [(compare_tensors(*pair).sqnr, part) for part, pair in small.items()]
     worst, place = min(parts)
-    return replace(whole, sqnr=worst, place=place) if worst < whole.sqnr else whole
+    is_named = worst <= whole.sqnr + _TIE_DECIBELS  # a part that is as bad as the whole says more
+    return replace(whole, sqnr=min(worst, whole.sqnr), place=place) if is_named else whole
 
 
 def _split_small(pairs: Sequence[tuple[Tensor, Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:
