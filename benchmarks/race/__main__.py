@@ -43,7 +43,7 @@ def main() -> None:
         if arguments.again or name not in rows:
             rows[name] = time_subject(name)
             ordered = {name: rows[name] for name in SUBJECTS if name in rows}
-            write_results(NAME, {"reference": describe_reference(), "rows": ordered})
+            write_results(NAME, {"rows": ordered})
             print(f"{name}: {rows[name].get('reason') or describe(rows[name])}", flush=True)
 
 
@@ -73,20 +73,12 @@ def time_subject(name: str) -> dict[str, Any]:
             "peak_bytes": subject.peak_bytes(),
             "reference_peak_bytes": reference.peak_bytes(),
             **_fidelity(subject, SUBJECTS[name]),
+            "reference": {"precision": opened_reference.precision, **_fidelity(reference, SUBJECTS[REFERENCE])},
         }
     except (SubjectFailed, WorkerError) as error:
         return {"reason": str(error)}
     finally:
         subject.close()
-        reference.close()
-
-
-def describe_reference() -> dict[str, Any]:
-    """Return precision and fidelity of the accelerated pipeline."""
-    reference = SubjectProcess(REFERENCE)
-    try:
-        return {"precision": reference.open().precision, **_fidelity(reference, SUBJECTS[REFERENCE])}
-    finally:
         reference.close()
 
 

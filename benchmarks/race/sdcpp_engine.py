@@ -33,7 +33,7 @@ class SdcppEngine:
 
     def generate(self, prompt: str, steps: int) -> Picture:
         """Generate a picture as `Subject.generate` says."""
-        ends: list[float] = []
+        ends = [perf_counter()]  # the binding calls back after each step, and in some versions before the first, too
         images = self._engine.generate_image(
             prompt=prompt,
             width=SIDE,
@@ -45,7 +45,6 @@ class SdcppEngine:
             progress_callback=lambda step, count, seconds: ends.append(perf_counter()),
         )
         decoding = perf_counter() - ends[-1]
-        # The callback is called at the start of sampling as well, or only at the end of each step.
         return Picture(np.asarray(images[0]), tuple(np.diff(ends[-steps - 1 :]).tolist()), decoding)
 
     def predict(self, sample: NDArray[np.float32], states: NDArray[np.float32]) -> NDArray[Any] | None:

@@ -1,6 +1,6 @@
 """Tables of the race."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -31,14 +31,14 @@ def race_table(results: Mapping[str, Any]) -> str:
         ]
         for name, row in timed.items()
     ]
-    lines.append(_reference_line(results["reference"], timed.values()))
+    lines.append(_reference_line(list(timed.values())))
     missing = "".join(f"{name}: {row['reason']}\n" for name, row in rows.items() if "reason" in row)
     return markdown_table(head, lines) + (f"\nNot measured:\n\n{missing}" if missing else "")
 
 
-def _reference_line(reference: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> list[str]:
+def _reference_line(timed: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the row of the accelerated pipeline: the medians over the turns with all subjects."""
-    timed = list(rows)
+    reference = timed[-1]["reference"]
 
     def middle(name: str) -> float:
         return float(median(row[name] for row in timed))

@@ -68,14 +68,20 @@ def int8_attention(
     result = np.empty_like(queries) if out is None else out
     arrays = (ctypes.c_void_p(array.ctypes.data) for array in (queries, keys, values, result))
     sizes = map(ctypes.c_int64, (rows, count, keys.shape[1], heads, width // heads))
-    if _library().int8_attention(*arrays, *sizes, ctypes.c_float(scale), threads):
+    if load_library().int8_attention(*arrays, *sizes, ctypes.c_float(scale), threads):
         raise BackendFailed("there is too little memory for attention in int8")
     return result
 
 
 @cache
-def _library() -> Any:
-    """Return the loaded library. The processors of the calling thread are those that its threads will run on."""
+def load_library() -> Any:
+    """Return the compiled library. Its threads run on the processors that the first caller may use.
+
+    So the first call must come before a runtime pins its threads.
+
+    Raises:
+        RuntimeMissing: as `int8_attention`.
+    """
     if reason := missing_reason(processor_flags()):
         raise RuntimeMissing(reason, fix="open the network with attention: plain")
     specification = find_spec("stillhouse.backends._int8_attention")
@@ -83,12 +89,3 @@ def _library() -> Any:
     library = ctypes.CDLL(specification.origin)
     library.int8_attention_setup()
     return library
-
-
-def load_library() -> None:
-    """Load the library before a runtime pins its threads to processors.
-
-    Raises:
-        RuntimeMissing: as `int8_attention`.
-    """
-    _library()

@@ -60,7 +60,7 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
         dynamic_quantization: 1 rounds the inputs of layers whose weights are stored as integers to int8 at run time, in
             groups of 32 with a scale for each. OpenVINO would do so by default, also where f32 is requested; a layer
             then keeps about 45 dB, against 130 dB without. The result of a row does not depend on the other rows.
-        axes: open opens a network of several streams once for pictures of all sizes, which costs 5 % of speed; fixed
+        axes: open opens a network of several streams once for pictures of all sizes, which costs some speed; fixed
             once for each size. Only pipelines read it, see `runners.opening_shapes`.
         attention: int8 replaces attentions over many tokens by `int8_attention`. Needs static shapes or streams. The
             compiled network is not cached.

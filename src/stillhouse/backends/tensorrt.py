@@ -37,6 +37,7 @@ from stillhouse.backends.tensorrt_cache import (
 from stillhouse.backends.tensorrt_candidates import candidates, exclusion, rtx_candidates
 from stillhouse.backends.tensorrt_weights import EngineWeights, RefittableWeight, find_refittable
 from stillhouse.backends.torch_device import CUDA, GPU_LOCK, device_kind, import_torch
+from stillhouse.cache_directory import cache_path
 from stillhouse.check import check_choice
 from stillhouse.core import TensorSpec
 from stillhouse.errors import BackendFailed, InvalidRequest, RuntimeMissing, UnsupportedPrecision
@@ -111,7 +112,7 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions, name: 
     torch = import_torch()
     refittable = _require_refittable(graph) if settings.weights == "refit" else {}
     refittable_names = [weight.name for weight in refittable.values()]
-    folder = options.cache or _cache_folder()
+    folder = options.cache or cache_path("engines")
     with translate_errors(name, graph, "open"), torch.cuda.device(device):
         target = EngineTarget(gpu.name, gpu.capability, f"{name} {runtime.__version__}")
         log = _make_logger(runtime)
@@ -326,10 +327,6 @@ def _gpu(name: str, device: str) -> Gpu:
     if error := device_error(device, find_gpus()):
         raise InvalidRequest(error)
     return find_gpus()[device_index(device)]
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stillhouse" / "engines"
 
 
 def _make_logger(runtime: Any) -> Any:

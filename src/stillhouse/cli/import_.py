@@ -8,7 +8,8 @@ from stillhouse.cli.progress import show_progress
 from stillhouse.convert.import_model import ImportOptions, import_model
 from stillhouse.measure.machine import read_machine
 from stillhouse.pipelines.choose_backends import BackendChoice, choose_backends, has_memory, set_known_backends
-from stillhouse.pipelines.manifest import Component, Manifest
+from stillhouse.pipelines.fastest_component import describe_backend
+from stillhouse.pipelines.manifest import Manifest
 
 
 def declare(parser: ArgumentParser) -> None:
@@ -52,20 +53,15 @@ def _choose(directory: Path, manifest: Manifest, *, is_measured: bool) -> Iterat
         return
     backend, precision = set_known_backends(directory, manifest, machine)
     reason = "too little memory to measure" if is_measured else "not measured"
-    yield f"{backend} {precision}, the fastest on processors of this kind; {reason}: `stillhouse accelerate` does"
+    yield f"{backend} {precision}, by the kind of processor; {reason}: `stillhouse accelerate` does"
 
 
 def _describe(choice: BackendChoice) -> str:
     fastest, baseline = choice.fastest, choice.baseline
     if fastest.component == baseline.component:
         others = "the time ended before another was faster" if choice.is_cut else "no other was faster"
-        return f"  {choice.role}: {_name(baseline.component)}, {baseline.seconds:.3g} s; {others}"
+        return f"  {choice.role}: {describe_backend(baseline.component)}, {baseline.seconds:.3g} s; {others}"
     return (
-        f"  {choice.role}: {_name(fastest.component)}, {fastest.seconds:.3g} s instead of {baseline.seconds:.3g} s of "
-        f"{_name(baseline.component)}, SQNR {fastest.sqnr:.0f} dB"
+        f"  {choice.role}: {describe_backend(fastest.component)}, {fastest.seconds:.3g} s "
+        f"instead of {baseline.seconds:.3g} s of {describe_backend(baseline.component)}, SQNR {fastest.sqnr:.0f} dB"
     )
-
-
-def _name(component: Component) -> str:
-    streams = f" in {component.streams} streams" if component.streams > 1 else ""
-    return f"{component.backend} {component.precision}{streams}"

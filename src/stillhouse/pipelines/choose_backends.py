@@ -53,7 +53,7 @@ KNOWN_FASTEST = {
     "avx2": ("openvino", "f32"),
 }
 """Backend and precision by instruction set, for imports without a measurement; the first that the machine has counts.
-"""
+Only avx512_bf16 was measured, on AMD's Zen 5."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ def offer_backends(directory: Path, manifest: Manifest) -> Manifest:
 
 
 def set_known_backends(directory: Path, manifest: Manifest, machine: Machine) -> tuple[str, str]:
-    """Write the backend and the precision that were fastest on machines of this kind into a new pipeline's manifest.
+    """Write the backend and the precision that KNOWN_FASTEST has for this machine into a new pipeline's manifest.
 
     Nothing is measured or compared. Only the denoiser and the decoder are run so.
 

@@ -120,10 +120,15 @@ def _shortest_call(runner: Runner, feeds: Arrays) -> float:
     return min(seconds)
 
 
+def describe_backend(component: Component) -> str:
+    """Return backend, precision and streams of a network as text."""
+    streams = f" in {component.streams} streams" if component.streams > 1 else ""
+    return f"{component.backend} {component.precision}{streams}"
+
+
 def describe_component(component: Component) -> str:
     """Return backend, precision, streams and graph of a network as text."""
-    streams = f" in {component.streams} streams" if component.streams > 1 else ""
-    return f"{component.backend} {component.precision}{streams} of {component.graph}"
+    return f"{describe_backend(component)} of {component.graph}"
 
 
 def _check_accuracy(

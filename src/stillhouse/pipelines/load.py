@@ -69,8 +69,6 @@ def load(
     directory = find_pipeline(model)
     options: dict[str, Any] = {"backend": backend, "precision": precision, "threads": threads, "cache": cache}
     pipeline = Pipeline(directory, verify=verify, **options)
-    tuned = pipeline.manifest.tuned
-    is_measured = tuned is not None and tuned.fingerprint != ""
-    if backend is None and (measure or is_measured) and needs_revalidation(pipeline.manifest):
+    if backend is None and needs_revalidation(pipeline.manifest, measure=measure):
         return Pipeline(directory, components=choose_components(directory, pipeline.manifest, threads), **options)
     return pipeline

@@ -20,6 +20,9 @@ from stillhouse.pipelines.fastest_component import (
 from stillhouse.pipelines.machine_choices import machine_choice
 from stillhouse.pipelines.manifest import Component, Manifest
 
+NO_MEASURE = "STILLHOUSE_NO_MEASURE"
+"""Environment variable by whose value 1 pipelines that no machine has measured yet are opened as they are."""
+
 
 class ForeignMachine(UserWarning):
     """The warning that a pipeline was accelerated on another machine.
@@ -28,17 +31,11 @@ class ForeignMachine(UserWarning):
     """
 
 
-NO_MEASURE = "STILLHOUSE_NO_MEASURE"
-"""Environment variable by whose value 1 pipelines that no machine has measured yet are opened as they are."""
-
-
 def choose_components(directory: Path, manifest: Manifest, threads: int | None = None) -> dict[str, Component]:
     """Return how each network runs on this machine: as chosen before, or else by `revalidate`.
 
     Arguments and errors are those of `revalidate`.
     """
-    if not needs_revalidation(manifest):
-        return dict(manifest.components)
     with machine_choice(directory, threads) as kept:
         if (components := kept.read()) is None:
             components = revalidate(directory, manifest, threads)
@@ -46,11 +43,16 @@ def choose_components(directory: Path, manifest: Manifest, threads: int | None =
         return components
 
 
-def needs_revalidation(manifest: Manifest) -> bool:
-    """Return whether another machine chose how the pipeline's networks run, or none, so that this one must choose."""
-    if manifest.tuned is not None and manifest.tuned.fingerprint == "" and os.environ.get(NO_MEASURE) == "1":
+def needs_revalidation(manifest: Manifest, *, measure: bool = True) -> bool:
+    """Return whether another machine chose how the pipeline's networks run, or none, so that this one must choose.
+
+    With `measure` False, or NO_MEASURE in the environment, pipelines that no machine has measured stay as they are.
+    """
+    if manifest.tuned is None:
         return False
-    return manifest.tuned is not None and manifest.tuned.fingerprint != read_machine().fingerprint()
+    if not manifest.tuned.fingerprint:
+        return measure and os.environ.get(NO_MEASURE) != "1"
+    return manifest.tuned.fingerprint != read_machine().fingerprint()
 
 
 def revalidate(directory: Path, manifest: Manifest, threads: int | None = None) -> dict[str, Component]:

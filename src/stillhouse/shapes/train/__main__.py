@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from stillhouse.cache_directory import cache_path
 from stillhouse.fit.fit import fit
 from stillhouse.fit.stage import UpdateLog
 from stillhouse.pipelines.load import EMBEDDED
@@ -135,9 +136,8 @@ def _bar() -> Progress:
 
 
 def _arguments() -> argparse.Namespace:
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "stillhouse", "shapes")
     parser = argparse.ArgumentParser(prog="python -m stillhouse.shapes.train", description=main.__doc__)
-    parser.add_argument("--checkpoints", type=Path, default=cache, help="directory of checkpoints")
+    parser.add_argument("--checkpoints", type=Path, default=cache_path("shapes"), help="directory of checkpoints")
     parser.add_argument("--out", type=Path, default=Path("build/shapes"), help="diffusers directory to write")
     parser.add_argument("--updates", type=int, help="updates of the denoiser; default: 7000")
     parser.add_argument("--minutes", type=float, help="time limit; the next run resumes")
