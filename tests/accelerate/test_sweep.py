@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from stillhouse.accelerate.calibration.calibration_data import Probe, write_probes
 from stillhouse.accelerate.calibration.inputs import infer_shapes, plausible_inputs
@@ -24,7 +25,7 @@ from stillhouse.backends.registry import open_runner
 from stillhouse.errors import InvalidRequest
 from stillhouse.pipelines.network import open_network
 from tests.accelerate.budgets import QUICK, QUICK_FINAL
-from tests.accelerate.networks import NETWORKS
+from tests.accelerate.networks import NETWORKS, GraphBuilder, ValueInfo
 
 ENGINES = ("onnxruntime", "openvino")
 ALL = AccelerateOptions(backends=ENGINES, timeout=120.0, timing_budget=QUICK, final_timing_budget=QUICK_FINAL)
@@ -264,3 +265,44 @@ def test_an_output_that_is_no_tensor_is_left_out_and_named(tmp_path: Path) -> No
     report = run_sweep(prepare_workspace(graph, tmp_path / "out"), FEW)
     assert report.baselines
     assert any("is left out and not compared: it is a sequence" in warning for warning in report.warnings)
+
+
+def _with_branches(path: Path) -> Path:
+    """A graph with two branches, of which one, at a rate other than 16000, is right only in float32."""
+    width, hidden = 64, 256
+    net = GraphBuilder(0)
+    sides = {}
+    for name, offset in (("then", 0.0), ("else", 300.0)):
+        first, second = (net.rng.standard_normal(shape).astype(np.float32) for shape in ((width, hidden), (hidden, 8)))
+        constants = {"w": first / 8, "b": np.float32(offset), "v": (second - second.mean(0)) / 16}
+        nodes = [("MatMul", "x", "w", "a"), ("Add", "a", "b", "s"), ("Relu", "s", "r"), ("MatMul", "r", "v", "y")]
+        tensors = {"x": "x"} | {other: f"{name}.{other}" for other in "wbvasry"}
+        sides[f"{name}_branch"] = helper.make_graph(
+            [helper.make_node(kind, [tensors[i] for i in names[:-1]], [tensors[names[-1]]]) for kind, *names in nodes],
+            name,
+            [],
+            [helper.make_tensor_value_info(tensors["y"], TensorProto.FLOAT, None)],
+            [numpy_helper.from_array(np.asarray(array, np.float32), tensors[i]) for i, array in constants.items()],
+        )
+    net.add_node("If", net.add_node("Equal", "sr", net.constant(np.array(16000))), out="y", **sides)
+    inputs: list[ValueInfo] = [("x", ["n", width], TensorProto.FLOAT), ("sr", [], TensorProto.INT64)]
+    return net.write_model(path, inputs, [("y", ["n", 8], TensorProto.FLOAT)])
+
+
+def test_a_candidate_is_verified_in_the_branches_that_its_probes_do_not_take(tmp_path: Path) -> None:
+    graph = _with_branches(tmp_path / "model.onnx")
+    options = replace(FEW, recipes=("f32", "int8-dynamic"))
+    report = run_sweep(prepare_workspace(str(graph), tmp_path / "out"), options)
+    int8 = [trial for trial in report.trials if trial.candidate.recipe == "int8-dynamic" and trial.fidelity]
+    assert int8 and {trial.status for trial in int8} == {"rejected"}
+    assert all(trial.fidelity["sr 8000"].sqnr < 20 < trial.fidelity["all inputs"].sqnr for trial in int8)
+    assert not any("branch" in warning for warning in report.warnings)
+
+
+def test_a_branch_that_given_inputs_do_not_take_is_named(tmp_path: Path) -> None:
+    graph = _with_branches(tmp_path / "model.onnx")
+    x = np.random.default_rng(0).standard_normal((4, 1, 64)).astype(np.float32)
+    np.savez(tmp_path / "inputs.npz", x=x, sr=np.full(4, 16000))
+    report = run_sweep(prepare_workspace(str(graph), tmp_path / "out"), replace(FEW, inputs=tmp_path / "inputs.npz"))
+    (warning,) = (warning for warning in report.warnings if "branch" in warning)
+    assert "the If that writes y (its condition depends on sr)" in warning and "not verified" in warning

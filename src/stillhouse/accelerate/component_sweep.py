@@ -10,6 +10,7 @@ from stillhouse.accelerate.evaluation.baseline import (
     reopen_baseline,
     restore_baseline,
     unexcited_outputs,
+    unverified_branches,
 )
 from stillhouse.accelerate.evaluation.candidate_process import CandidateError
 from stillhouse.accelerate.evaluation.context import BaselineRun, EvaluationContext
@@ -197,7 +198,7 @@ class ComponentSweep:
         """Open a candidate as the baseline, and measure it unless an earlier run did."""
         earlier = self.sweep.find_trial(candidate)
         if earlier and (restored := restore_baseline(earlier, self.context)):
-            self._warn_of_missing_signal(restored)
+            self._warn_of_missing_proof(restored)
             return restored, ""
         trial, baseline = measure_baseline(candidate, self.context)
         try:
@@ -212,17 +213,20 @@ class ComponentSweep:
                 # This writes the manifest early: other commands can open the directory even if the sweep fails.
                 apply_choice(self.sweep.workspace.directory, report)
             self.sweep.save_report(report)
-            self._warn_of_missing_signal(baseline)
+            self._warn_of_missing_proof(baseline)
         except BaseException:
             if baseline is not None:
                 baseline.process.kill()
             raise
         return baseline, ""
 
-    def _warn_of_missing_signal(self, baseline: BaselineRun) -> None:
+    def _warn_of_missing_proof(self, baseline: BaselineRun) -> None:
+        """Add warnings about outputs and branches of the network about which the probes say nothing."""
         names = ", ".join(unexcited_outputs(baseline))
         if names:
             self.sweep.add_warning(
                 f"{self.name}: no probe excites the output {names} (its values are empty, constant or tiny); "
                 "errors of candidates that change the arithmetic cannot be judged: give real inputs by --inputs"
             )
+        for sentence in unverified_branches(baseline, self.context):
+            self.sweep.add_warning(f"{self.name}: {sentence}")

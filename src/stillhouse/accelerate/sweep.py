@@ -10,8 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 
-from stillhouse.accelerate.calibration.calibration_data import Probe, read_probes, write_probes
-from stillhouse.accelerate.calibration.other_shapes import other_shapes, resize_feeds, shape_arguments
+from stillhouse.accelerate.calibration.calibration_data import read_probes
+from stillhouse.accelerate.calibration.other_inputs import OtherInputs, write_other_inputs
+from stillhouse.accelerate.calibration.other_shapes import shape_arguments
 from stillhouse.accelerate.calibration.prompts import comparison_requests, has_oracle, is_heavy, shorten_requests
 from stillhouse.accelerate.calibration.record_calibration import (
     InputFiles,
@@ -156,23 +157,12 @@ class Sweep(SweepState):
             else format_axis_ranges(self.options.shape_ranges, component.signature.inputs),
         )
 
-    def _write_other_shapes(self, component: WorkspaceComponent, files: InputFiles) -> list[Path]:
-        """Write inputs of other shapes that a single ONNX file or the config allows, one file for each set of shapes.
-
-        Candidates are checked on these inputs, too, because a network may be right only for the shapes that it was made
-        for. Their values are those of the first probe, cut off or followed by those of the others.
-        """
-        sets = [probe.feeds for probe in read_probes(files.probes)]
-        feeds = sets[0]
+    def _write_other_inputs(self, component: WorkspaceComponent, files: InputFiles) -> OtherInputs:
+        if self.workspace.is_pipeline:
+            return OtherInputs()
         ranges = {name: ends for name, ends in self.options.shape_ranges.items() if ends[0] != ends[1]}
-        paths = []
-        for number, shapes in enumerate(
-            other_shapes(component.graph, {name: array.shape for name, array in feeds.items()}, ranges)
-        ):
-            paths.append(files.probes.with_name(f"shapes-{number}.npz"))
-            label = "; ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items() if shape)
-            write_probes(paths[-1], [Probe(label, resize_feeds(sets, shapes))])
-        return paths
+        has_user_inputs = self.options.inputs is not None
+        return write_other_inputs(component.graph, files.probes, ranges, has_user_inputs=has_user_inputs)
 
     def _guessed_shapes(self) -> bool:
         """Return whether shapes of a single ONNX file were guessed: neither inputs nor all open shapes were given."""
@@ -261,7 +251,7 @@ class Sweep(SweepState):
             or (TimingBudget() if component.name in HEAVY_COMPONENTS else TimingBudget(max_rounds=12, seconds=3.0)),
             measure_batches=component.name in HEAVY_COMPONENTS and component.has_dynamic_batch,
             has_open_batch=component.has_dynamic_batch,
-            other_shapes=() if self.workspace.is_pipeline else self._write_other_shapes(component, files),
+            other_inputs=self._write_other_inputs(component, files),
         )
 
     def _pipeline_components(self) -> dict[str, Component]:

@@ -121,15 +121,29 @@ def unexcited_outputs(baseline: BaselineRun) -> tuple[str, ...]:
     return compare_outputs(baseline.outputs, baseline.outputs, baseline.kinds).unproven
 
 
+def unverified_branches(baseline: BaselineRun, context: EvaluationContext) -> list[str]:
+    """Return a sentence about each branch of If in which candidates are not compared with the baseline."""
+    refused = [path for path in context.other_inputs.branches if path not in baseline.other_outputs]
+    labels = [read_probes(path)[0].label for path in refused]
+    return [
+        *context.other_inputs.untaken,
+        *(
+            f"candidates are not verified in the branch of If that is taken with {label}; give inputs that take it "
+            "by --inputs"
+            for label in labels
+        ),
+    ]
+
+
 def _is_slow(trial: Trial) -> bool:
     """Return whether calls of the opened network are long."""
     return (trial.first_seconds or 0.0) > LONG_CALL_SECONDS
 
 
 def _describe_baseline(process: CandidateProcess, context: EvaluationContext, is_slow: bool = False) -> BaselineRun:
-    """Return an open baseline with what its outputs tell about the network: their kinds, rows, and other shapes.
+    """Return an open baseline with what its outputs tell about the network: their kinds, rows, and other inputs.
 
-    A slow network is not run on other shapes, because its candidates would not be, either; see `opens_quickly`.
+    A slow network is not run on other inputs, because its candidates would not be, either; see `opens_quickly`.
     """
     outputs = read_probes(process.folder / OUTPUTS_FILE)
     has_independent_rows = _has_independent_rows(process, context, is_slow)
@@ -139,7 +153,7 @@ def _describe_baseline(process: CandidateProcess, context: EvaluationContext, is
         outputs,
         kinds=read_output_kinds(context.graph) if context.graph.suffix == ".onnx" else OutputKinds(),
         has_independent_rows=has_independent_rows,
-        shape_outputs={} if is_slow else _run_other_shapes(process, context),
+        other_outputs={} if is_slow else _run_other_inputs(process, context),
     )
 
 
@@ -212,13 +226,13 @@ def _is_row(together: Feeds, place: int, rows: int, alone: Feeds) -> bool:
     )
 
 
-def _run_other_shapes(process: CandidateProcess, context: EvaluationContext) -> dict[Path, Sequence[Probe]]:
+def _run_other_inputs(process: CandidateProcess, context: EvaluationContext) -> dict[Path, Sequence[Probe]]:
     outputs: dict[Path, Sequence[Probe]] = {}
-    for path in context.other_shapes:
+    for path in (*context.other_inputs.shapes, *context.other_inputs.branches):
         try:
             outputs[path] = _run(process, read_probes(path), context)
         except CandidateError:
-            continue  # the file allows the shape, but the network does not
+            continue  # the file allows these inputs, but the network does not
     return outputs
 
 

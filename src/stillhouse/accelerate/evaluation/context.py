@@ -6,6 +6,7 @@ from pathlib import Path
 from time import monotonic
 
 from stillhouse.accelerate.calibration.calibration_data import Probe
+from stillhouse.accelerate.calibration.other_inputs import OtherInputs
 from stillhouse.accelerate.evaluation.candidate_process import CandidateProcess
 from stillhouse.accelerate.evaluation.latency import TimingBudget
 from stillhouse.accelerate.evaluation.output_fidelity import NO_KINDS, OutputKinds
@@ -45,7 +46,7 @@ class EvaluationContext:
         artifacts: folder of built graphs; default: `ARTIFACTS_FOLDER` in `folder`.
         defaults: the pipeline's original default settings; None for a single ONNX file.
         calibration: file of the inputs that static quantization is calibrated with; None: there are none.
-        other_shapes: files of inputs of other shapes that the network allows; candidates run on them, too.
+        other_inputs: inputs of other shapes and branches that the network allows; candidates run on them, too.
         has_open_batch: whether the first axis of every input has no fixed length, so that it may be a batch.
     """
 
@@ -67,7 +68,7 @@ class EvaluationContext:
     artifacts: Path = Path()
     defaults: Defaults | None = None
     calibration: Path | None = None
-    other_shapes: Sequence[Path] = ()
+    other_inputs: OtherInputs = field(default_factory=OtherInputs)
     has_open_batch: bool = True
 
     def __post_init__(self) -> None:
@@ -105,7 +106,7 @@ class BaselineRun:
         samples: pictures generated with the baseline; None where no pictures are compared.
         kinds: which outputs are probabilities or logits.
         has_independent_rows: whether the first axis is a batch, so that each row's outputs depend on this row only.
-        shape_outputs: outputs for the inputs of each file of `EvaluationContext.other_shapes` that the network accepts.
+        other_outputs: outputs for the inputs of each file of `EvaluationContext.other_inputs` that the network accepts.
     """
 
     process: CandidateProcess
@@ -113,4 +114,4 @@ class BaselineRun:
     samples: CandidateSamples | None = None
     kinds: OutputKinds = NO_KINDS
     has_independent_rows: bool = True
-    shape_outputs: Mapping[Path, Sequence[Probe]] = field(default_factory=dict)
+    other_outputs: Mapping[Path, Sequence[Probe]] = field(default_factory=dict)

@@ -28,7 +28,7 @@ from stillhouse.accelerate.records.candidate import Candidate
 from stillhouse.accelerate.records.report import relative_path
 from stillhouse.accelerate.records.trial import Trial
 
-_SHAPE_OUTPUTS_FILE = "shape_outputs.npz"
+_OTHER_OUTPUTS_FILE = "other_outputs.npz"
 
 
 def evaluate(candidate: Candidate, context: EvaluationContext, baseline: BaselineRun) -> Trial:
@@ -51,7 +51,7 @@ def evaluate(candidate: Candidate, context: EvaluationContext, baseline: Baselin
         trial = _compare_probes(open_and_run(trial, process, context), process, baseline)
         if not trial.mismatch:
             trial = measure_latency(trial, process, baseline.process, context, baseline.has_independent_rows)
-        for check in (_check_large_batch, _check_other_shapes):
+        for check in (_check_large_batch, _check_other_inputs):
             trial = trial if trial.mismatch else check(trial, process, baseline, context)
             process = revive(process, context, baseline_processes(baseline))
         if baseline.samples and not (find_violation(trial, context.bounds) or is_visually_exact(trial)):
@@ -99,10 +99,10 @@ def _check_large_batch(
     return replace(trial, fidelity={**trial.fidelity, **compared.fidelity})
 
 
-def _check_other_shapes(
+def _check_other_inputs(
     trial: Trial, process: CandidateProcess, baseline: BaselineRun, context: EvaluationContext
 ) -> Trial:
-    """Run a candidate on inputs of the other shapes that the baseline runs on, and add the fidelity of its outputs.
+    """Run a candidate on the inputs of other shapes and branches that the baseline runs on, and add their fidelity.
 
     The trial is returned unchanged if a bound is violated already, and where another shape would need another long
     compilation. The candidate is open in `process`.
@@ -110,8 +110,8 @@ def _check_other_shapes(
     fidelity = dict(trial.fidelity)
     if find_violation(trial, context.bounds) or not opens_quickly(trial):
         return trial
-    for path, expected in baseline.shape_outputs.items():
-        outputs = process.folder / _SHAPE_OUTPUTS_FILE
+    for path, expected in baseline.other_outputs.items():
+        outputs = process.folder / _OTHER_OUTPUTS_FILE
         try:
             process.call(RunFeeds(str(path), str(outputs)), timeout=context.timeout)
             # Inputs of other shapes are joined pieces, between which a classifier hesitates; SQNR is enough for scores.
