@@ -209,6 +209,13 @@ def test_axes_without_a_length_or_a_name_are_open_however_they_are_written(tmp_p
     assert signature.inputs == {"x": (None, 0, None, None, None, "n", 3)}
 
 
+def test_an_input_whose_number_of_axes_is_unknown_is_refused(tmp_path: Path) -> None:
+    model = make_model([node("Identity", ["x"], ["y"])], [("x", [2])], [("y", [2])])
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    with pytest.raises(PipelineError, match="input 'x' of .* has no shape, not even a number of axes"):
+        read_signature(write_model(model, tmp_path / "model.onnx"))
+
+
 SEQUENCE = onnx.helper.make_tensor_sequence_value_info("other", TensorProto.FLOAT, [2]).type
 OTHER_TYPES = {
     "sequence of tensor of float": SEQUENCE,

@@ -7,6 +7,7 @@ from time import monotonic
 
 from stillhouse.accelerate.evaluation.baseline import (
     measure_baseline,
+    nan_outputs,
     reopen_baseline,
     restore_baseline,
     unexcited_outputs,
@@ -222,7 +223,13 @@ class ComponentSweep:
 
     def _warn_of_missing_proof(self, baseline: BaselineRun) -> None:
         """Add warnings about outputs and branches of the network about which the probes say nothing."""
-        names = ", ".join(unexcited_outputs(baseline))
+        shares = nan_outputs(baseline)
+        for name, share in shares.items():
+            self.sweep.add_warning(
+                f"{self.name}: the model as given returns NaN for {share:.0%} of the output {name} on the probes; "
+                "errors of candidates cannot be seen there: give real inputs by --inputs"
+            )
+        names = ", ".join(name for name in unexcited_outputs(baseline) if shares.get(name) != 1.0)
         if names:
             self.sweep.add_warning(
                 f"{self.name}: no probe excites the output {names} (its values are empty, constant or tiny); "

@@ -22,6 +22,7 @@ from stillhouse.accelerate.calibration.record_calibration import (
 )
 from stillhouse.accelerate.component_sweep import ComponentSweep
 from stillhouse.accelerate.evaluation.accuracy import VAE_ENCODER
+from stillhouse.accelerate.evaluation.baseline import RANDOM
 from stillhouse.accelerate.evaluation.context import EvaluationContext
 from stillhouse.accelerate.evaluation.latency import TimingBudget
 from stillhouse.accelerate.evaluation.sample_images import SAMPLE_COUNT
@@ -126,8 +127,8 @@ class Sweep(SweepState):
         if reason:
             self.add_warning(f"nothing was chosen for {component.name}: {reason}")
             has_failed = any(trial.status == "failed" for trial in self.report.trials_of(component.name))
-            is_opened = " could not open " not in reason  # otherwise no shape would help
-            if has_failed and is_opened and not self.workspace.is_pipeline and self._guessed_shapes():
+            would_shapes_help = " could not open " not in reason and RANDOM not in reason
+            if has_failed and would_shapes_help and not self.workspace.is_pipeline and self._guessed_shapes():
                 self._refuse_guessed_shapes(component, files, reason)
 
     def _budget_share(self, component: str) -> float:

@@ -185,13 +185,19 @@ def _input_type(path: Path, value: ValueInfoProto) -> TypeProto.Tensor:
     """Return the element type and shape of an input of the graph in the file `path`.
 
     Raises:
-        PipelineError: the input is no tensor of numbers or text.
+        PipelineError: the input is no tensor of numbers or text, or its number of axes is unknown.
     """
     if not _is_numeric(value.type) and value.type.tensor_type.elem_type != _STRING:
         raise PipelineError(
             f"input {value.name!r} of {path} is a {_type_text(value.type)}",
             allowed="tensors of float16, float32, float64, integers, booleans or text",
             fix="export the model with tensors of such a type as inputs",
+        )
+    if not value.type.tensor_type.HasField("shape"):
+        raise PipelineError(
+            f"input {value.name!r} of {path} has no shape, not even a number of axes",
+            allowed="inputs whose number of axes is known; each axis may have any length",
+            fix="export the model with example inputs, or give the input a shape in the file",
         )
     return value.type.tensor_type
 

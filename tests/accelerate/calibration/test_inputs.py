@@ -631,6 +631,31 @@ def test_fault_15_opsets_above_16(tmp_path: Path, backend: str) -> None:
     assert np.isfinite(open_runner(graph, backend, RunnerOptions(threads=1))(feeds)["y"]).all()
 
 
+@pytest.mark.parametrize("kind", ["Log", "Sqrt"])
+def test_features_of_which_a_logarithm_or_a_root_is_taken_are_positive(tmp_path: Path, kind: str) -> None:
+    net = networks.GraphBuilder(0)
+    net.add_node(kind, net.add_node("Squeeze", "x"), out="y")
+    values: list[networks.ValueInfo] = [("x", [1, 40, 64], networks.FLOAT)]
+    graph = net.write_model(tmp_path / "graph.onnx", values, [("y", [40, 64], networks.FLOAT)])
+    sets = plausible_inputs(graph, infer_shapes(graph), 3).sets
+    assert all(np.isfinite(open_runner(graph)(feeds)["y"]).all() and feeds["x"].std() > 0.2 for feeds in sets)
+
+
+@pytest.mark.parametrize("name", ["lengths", "count"])
+def test_lengths_of_rows_count_time_where_time_comes_first(tmp_path: Path, name: str) -> None:
+    net = networks.GraphBuilder(0)
+    net.add_node(
+        "RNN", "x", net.weight(1, 8, 4), net.weight(1, 8, 8), net.constant(np.zeros((1, 16), np.float32)), name
+    )
+    net.nodes[-1].attribute.append(helper.make_attribute("hidden_size", 8))
+    output = net.nodes[-1].output[0]
+    inputs: list[networks.ValueInfo] = [("x", ["time", "n", 4], networks.FLOAT), (name, ["n"], TensorProto.INT32)]
+    graph = net.write_model(tmp_path / "rnn.onnx", inputs, [(output, ["time", 1, "n", 8], networks.FLOAT)])
+    generated = plausible_inputs(graph, infer_shapes(graph), 2)
+    assert generated.kinds[name] == "length"
+    assert all(feeds[name].tolist() == [128] and feeds["x"].shape == (128, 1, 4) for feeds in generated.sets)
+
+
 def test_the_axis_of_a_scan_is_time_and_no_batch(tmp_path: Path) -> None:
     """One step would show nothing of a recurrent network."""
     state, step = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 8]) for name in ("state", "step"))

@@ -1,5 +1,6 @@
 """The baseline: what is found out about a network by running it, before anything is compared with it."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -193,6 +194,29 @@ def test_a_model_that_cannot_be_opened_is_not_blamed_on_its_shapes(tmp_path: Pat
     report = run_sweep(workspace, QUICK_SWEEP)
     assert not report.chosen
     assert any("could not open" in warning for warning in report.warnings)
+
+
+def test_nothing_is_compared_with_a_network_that_draws_random_numbers(tmp_path: Path) -> None:
+    net = GraphBuilder(0)
+    mean = net.linear("x", WIDTH, WIDTH)
+    net.add_node("Add", mean, net.add_node("RandomNormalLike", mean), out="y")
+    graph = net.write_model(tmp_path / "model.onnx", [("x", ["n", WIDTH], FLOAT)], [("y", ["n", WIDTH], FLOAT)])
+    report = run_sweep(prepare_workspace(str(graph), tmp_path / "out"), QUICK_SWEEP)
+    assert not report.chosen and not any(trial.fidelity for trial in report.trials)
+    (warning,) = report.warnings
+    assert "differ from call to call, because it draws random numbers by RandomNormalLike: the output y" in warning
+
+
+def test_an_output_that_is_nan_is_named_as_such(tmp_path: Path) -> None:
+    """The logarithm of negative numbers, beside an output that is finite."""
+    net = GraphBuilder(0)
+    hidden = net.linear("x", WIDTH, WIDTH)
+    net.add_node("Log", hidden, out="y")
+    net.add_node("Tanh", hidden, out="z")
+    outputs: list[ValueInfo] = [("y", ["n", WIDTH], FLOAT), ("z", ["n", WIDTH], FLOAT)]
+    graph = net.write_model(tmp_path / "model.onnx", [("x", ["n", WIDTH], FLOAT)], outputs)
+    (warning,) = run_sweep(prepare_workspace(str(graph), tmp_path / "out"), QUICK_SWEEP).warnings
+    assert re.search(r"the model as given returns NaN for \d+% of the output y on the probes", warning)
 
 
 def test_a_model_that_cannot_be_run_is_no_reason_to_compare_others_with_each_other(tmp_path: Path) -> None:

@@ -187,7 +187,8 @@ def test_a_reference_that_could_not_be_run_is_told() -> None:
     failed = Trial(sweep.trials[0].candidate, "failed", "onnxruntime refused the input: expected [1, 3, 320, 320]")
     summary = summarise_report(replace(sweep, trials=(failed,), baselines={}, chosen={}, finished=False))
     assert summary.headline == (
-        "The reference could not be run: onnxruntime refused the input: expected [1, 3, 320, 320]; nothing was chosen."
+        "The reference could not be measured: onnxruntime refused the input: expected [1, 3, 320, 320]; "
+        "nothing was chosen."
     )
     assert summary.sentences[-1].startswith("The sweep was interrupted")
 

@@ -53,6 +53,8 @@ _RESHAPING_OPS = {"Cast", "Identity", "Pad", "Reshape", "Slice", "Squeeze", "Uns
 _LOOKUP_OPS = {"Gather", "GatherBlockQuantized"}
 _RECURRENT_OPS: Mapping[str, tuple[int, ...]] = {"LSTM": (5, 6), "GRU": (5,), "RNN": (5,)}
 """Positions of the initial states among the inputs of the recurrent operators."""
+_LENGTHS_SLOT = 4
+"""Position of the rows' numbers of steps among the inputs of the recurrent operators."""
 _STATE_NAME = r"(^|[_.])([hc]_?[0n]|[hc]x|state|states)(_?(in|prev))?$"
 _AUDIO_NAME = r"wave|audio|pcm|speech|sound|(^|_)wav($|_)|^(input_)?samples$|^input_values$"
 _NO_AUDIO_NAME = r"feat|mel|spec|embed|len|mask|rate|bank|mfcc|token|code|prompt|state"
@@ -85,6 +87,8 @@ class GraphInputs:
         max_positions: number of rows of the smallest position embedding (a table that no input indexes), which limits
             the sequence length; None: the graph has no position embedding.
         states: inputs that are the state of a recurrent network.
+        lengths: inputs that tell a recurrent network the number of steps of each row.
+        positive: inputs of which a logarithm or a square root is taken, so that they are never negative.
         waves: inputs that a convolution along one axis reads as one channel, as networks read sound.
         time_first: inputs of recurrent networks whose first axis is time and second axis is the batch.
         pixels: range of the pixels of pictures of floats, one of `real_pictures.PIXELS`, if the file's metadata tell by
@@ -99,6 +103,8 @@ class GraphInputs:
     table_rows: Mapping[str, int]
     max_positions: int | None
     states: frozenset[str] = frozenset()
+    lengths: frozenset[str] = frozenset()
+    positive: frozenset[str] = frozenset()
     waves: frozenset[str] = frozenset()
     time_first: frozenset[str] = frozenset()
     sides: tuple[int, int] | None = None
@@ -171,6 +177,10 @@ def read_graph_inputs(graph: Path) -> GraphInputs:
         table_rows={name: min(rows) for name, rows in indexed.items() if rows},
         max_positions=min(unindexed_rows, default=None),
         states=frozenset(name for name in axes if _is_state(name, len(axes[name]), dtypes[name], consumers)),
+        lengths=frozenset(name for name in axes if _is_lengths(name, consumers)),
+        positive=frozenset(
+            name for name in axes if any(node.op_type in ("Log", "Sqrt") for node, _ in consumers(name, _RESHAPING_OPS))
+        ),
         waves=frozenset(name for name in axes if _is_wave(name, consumers, constants)),
         time_first=frozenset(name for name in axes if _is_time_first(name, consumers)),
         pixels=_pixels_of_metadata(model.metadata_props),
@@ -184,6 +194,12 @@ def _is_state(name: str, rank: int, dtype: np.dtype[Any], consumers: "_Consumers
         return False
     is_fed = any(slot in _RECURRENT_OPS.get(node.op_type, ()) for node, slot in consumers(name, _PASS_THROUGH_OPS))
     return is_fed or re.search(_STATE_NAME, name.lower()) is not None
+
+
+def _is_lengths(name: str, consumers: "_Consumers") -> bool:
+    """Return whether an input is the number of steps of each row for a recurrent operator."""
+    users = consumers(name, {"Cast", "Identity"})
+    return any(slot == _LENGTHS_SLOT and node.op_type in _RECURRENT_OPS for node, slot in users)
 
 
 def _is_wave(name: str, consumers: "_Consumers", constants: Mapping[str, Dims]) -> bool:

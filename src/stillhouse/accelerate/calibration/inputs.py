@@ -54,6 +54,8 @@ _LAST_TIMESTEP = 999
 _WAVES = 6
 _MASK_BIAS = -1e4
 """Bias added to the attention scores of masked tokens; it fits into float16."""
+_MIN_POSITIVE = 1e-6
+"""Least value of features of which a logarithm is taken."""
 _MAX_COUNT = 10_000
 
 
@@ -99,8 +101,8 @@ def plausible_inputs(
             Any other mask marks the tokens of a text, which is complete in the first set and may be shorter in later
             sets. Visible and masked tokens are 1 and 0, or 0 and -10000 for floats of three axes or more;
         - bool: random;
-        - integers `token_type`, `segment`: 0; `position`: 0, 1, 2, ...; `len`: the length of another input's last open
-            axis; `sample_rate`, `sr`: 16000;
+        - integers `token_type`, `segment`: 0; `position`: 0, 1, 2, ...; `sample_rate`, `sr`: 16000; `len` and the
+            lengths of a recurrent operator: the length of another input's last open axis, or of its axis of time;
         - integers that index a table: rows by Zipf's law, where texts of two tokens or more begin with row 1, end with
             row 2 and go on with row 0 where a mask of the same shape hides them;
         - `timestep`, `t`: spread over 0 to 999 across sets and rows; `sigma`: log-normal, the training distribution of
@@ -114,7 +116,8 @@ def plausible_inputs(
             normalised as for ImageNet; these are mixed with Gaussian noise, from pure noise to little noise, if the
             graph has a timestep or sigma;
         - other floats of four axes or more: smooth fields with Gaussian noise, from pure noise to little noise;
-        - other floats: Gaussian with a standard deviation of 0.5 to 2.
+        - other floats: Gaussian with a standard deviation of 0.5 to 2; their absolute values, where a logarithm or a
+            square root is taken of them.
 
     Args:
         graph: an ONNX file.
@@ -201,7 +204,7 @@ def _input_kind(inputs: GraphInputs, name: str, shape: _Shape) -> str:
         ("positions", is_integer and "position" in lower_name and shape),
         ("sampling rate", is_integer and is_sampling_rate(name)),
         ("tokens", is_integer and name in inputs.table_rows),
-        ("length", is_integer and len(shape) <= 1 and re.search(_LENGTH_NAME, lower_name)),
+        ("length", is_integer and len(shape) <= 1 and (name in inputs.lengths or re.search(_LENGTH_NAME, lower_name))),
         ("timestep", re.search(_TIMESTEP_NAME, lower_name)),
         ("audio", inputs.is_audio(name)),
         ("photograph", dtype == np.uint8 and has_colour_axis(shape)),
@@ -258,7 +261,8 @@ def _make_unknown(network: _Network, name: str, place: _Place) -> NDArray[Any]:
         return np.tanh(0.5 * rng.standard_normal(shape)) if place.index else np.zeros(shape)
     if len(shape) >= 4:
         return _make_float_picture(network, name, place)
-    return np.asarray(rng.standard_normal(shape) * 2 ** (rng.uniform(-1, 1) if place.index else 0))
+    values = rng.standard_normal(shape) * 2 ** (rng.uniform(-1, 1) if place.index else 0)
+    return np.asarray(np.abs(values) + _MIN_POSITIVE if name in inputs.positive else values)
 
 
 def _make_tokens(network: _Network, name: str, place: _Place) -> NDArray[Any]:
@@ -295,9 +299,14 @@ def _text_ends(shape: _Shape, place: _Place) -> NDArray[np.int64]:
 
 
 def _counted_length(network: _Network) -> int:
-    """Return the length of the last open axis of the first input of two axes or more, or of its last axis."""
+    """Return the length of the last open axis of the first input of two axes or more, or of its last axis.
+
+    Where the input has time first, it is the length of the first axis.
+    """
     axes_of_inputs = network.inputs.axes
     name = next((name for name, axes in axes_of_inputs.items() if len(axes) >= 2), "")
+    if name in network.inputs.time_first:
+        return network.shapes[name][0]
     axes = axes_of_inputs.get(name, ())
     is_open = [index for index, axis in enumerate(axes) if index and not isinstance(axis, int)]
     return network.shapes[name][is_open[-1] if is_open else -1] if name else 1

@@ -35,6 +35,7 @@ from stillhouse.accelerate.evaluation.output_fidelity import (
     MIN_EQUAL_SQNR,
     OutputKinds,
     compare_outputs,
+    random_operators,
     read_output_kinds,
 )
 from stillhouse.accelerate.evaluation.sample_images import read_candidate_samples
@@ -43,6 +44,8 @@ from stillhouse.accelerate.records.report import relative_path
 from stillhouse.accelerate.records.trial import Trial
 from stillhouse.measure.fidelity import compare_tensors
 
+RANDOM = "its answers to the same inputs differ from call to call"
+"""Beginning of the reason why nothing can be compared with a network that draws random numbers."""
 _ROWS, _SLOW_ROWS = 4, 2
 """Number of rows that are run together and alone, to find out whether the first axis is a batch; of a slow network."""
 
@@ -121,6 +124,16 @@ def unexcited_outputs(baseline: BaselineRun) -> tuple[str, ...]:
     return compare_outputs(baseline.outputs, baseline.outputs, baseline.kinds).unproven
 
 
+def nan_outputs(baseline: BaselineRun) -> dict[str, float]:
+    """Return the share of elements that are NaN, over all probes, of each output with such elements."""
+    shares = {
+        name: float(np.mean(np.isnan(np.concatenate([probe.feeds[name].ravel() for probe in baseline.outputs]))))
+        for name, array in baseline.outputs[0].feeds.items()
+        if array.dtype.kind == "f" and array.size
+    }
+    return {name: share for name, share in shares.items() if share}
+
+
 def unverified_branches(baseline: BaselineRun, context: EvaluationContext) -> list[str]:
     """Return a sentence about each branch of If in which candidates are not compared with the baseline."""
     refused = [path for path in context.other_inputs.branches if path not in baseline.other_outputs]
@@ -144,8 +157,12 @@ def _describe_baseline(process: CandidateProcess, context: EvaluationContext, is
     """Return an open baseline with what its outputs tell about the network: their kinds, rows, and other inputs.
 
     A slow network is not run on other inputs, because its candidates would not be, either; see `opens_quickly`.
+
+    Raises:
+        CandidateError: the network does not answer the same inputs as before.
     """
     outputs = read_probes(process.folder / OUTPUTS_FILE)
+    _check_repeats(process, outputs[0], context)
     has_independent_rows = _has_independent_rows(process, context, is_slow)
     process = revive(process, context)  # a large batch may have ended it
     return BaselineRun(
@@ -155,6 +172,23 @@ def _describe_baseline(process: CandidateProcess, context: EvaluationContext, is
         has_independent_rows=has_independent_rows,
         other_outputs={} if is_slow else _run_other_inputs(process, context),
     )
+
+
+def _check_repeats(process: CandidateProcess, first: Probe, context: EvaluationContext) -> None:
+    """Run the network on the first probe again. Raise CandidateError if the outputs are not those of `first`."""
+    (again,) = _run(process, read_probes(context.probes)[:1], context)
+    differing = [
+        name
+        for name, tensor in first.feeds.items()
+        if tensor.shape != again.feeds[name].shape or compare_tensors(tensor, again.feeds[name]).sqnr < MIN_EQUAL_SQNR
+    ]
+    if differing:
+        names = ", ".join(random_operators(context.graph)) if context.graph.suffix == ".onnx" else ""
+        cause = f", because it draws random numbers by {names}" if names else ""
+        raise CandidateError(
+            f"{RANDOM}{cause}: the output {', '.join(differing)} of candidates cannot be compared with it; export the "
+            "network with the random numbers as an input"
+        )
 
 
 def _has_independent_rows(process: CandidateProcess, context: EvaluationContext, is_slow: bool) -> bool:

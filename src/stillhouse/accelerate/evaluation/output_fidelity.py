@@ -139,9 +139,18 @@ def _varying_names(graph: Any) -> set[str]:
     varying = {value.name for value in graph.input} - constants
     for node in graph.node:
         read = {name for inner in (node, *_inner_nodes(node)) for name in inner.input}
-        if read & varying or "Random" in node.op_type or node.op_type == "Multinomial":
+        if read & varying or _is_random(node):
             varying.update(node.output)
     return varying
+
+
+def random_operators(graph: Path) -> list[str]:
+    """Return the names of the operators of an ONNX file that draw random numbers, in the order of their first use."""
+    return list(dict.fromkeys(node.op_type for node in iterate_nodes(load_graph(graph).graph) if _is_random(node)))
+
+
+def _is_random(node: Any) -> bool:
+    return "Random" in node.op_type or node.op_type in ("Bernoulli", "Multinomial")
 
 
 def _inner_nodes(node: Any) -> Iterator[Any]:

@@ -296,7 +296,7 @@ def _describe_speed(baseline: ReportRow | None, chosen: ReportRow) -> str:
 
 
 def _describe_missing_reference(report: Report) -> str:
-    """Return a sentence that the reference could not be run; empty if every component has a baseline.
+    """Return a sentence that the reference could not be measured; empty if every component has a baseline.
 
     Without a reference nothing can be compared, so that nothing is chosen.
     """
@@ -304,7 +304,7 @@ def _describe_missing_reference(report: Report) -> str:
         references = [trial for trial in report.trials_of(name) if _is_reference(trial)]
         if name not in report.baselines and references and references[0].status == "failed":
             reason = printable(references[0].reason).rstrip(".")
-            return f"The reference could not be run: {reason}; nothing was chosen."
+            return f"The reference could not be measured: {reason}; nothing was chosen."
     return ""
 
 
