@@ -10,7 +10,7 @@ from stillhouse.accelerate.workspace import lock_directory, original_components,
 from stillhouse.errors import InvalidRequest, PipelineError, UnknownModel
 from stillhouse.pipelines.load import find_pipeline
 from stillhouse.pipelines.manifest import read_manifest, write_manifest
-from tests.accelerate.networks import detector, external
+from tests.accelerate.networks import detector, encoder, external
 
 
 def test_an_embedded_model_becomes_a_pipeline_directory(tmp_path: Path) -> None:
@@ -54,6 +54,12 @@ def test_a_directory_of_another_model_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="contains measurements of shapes"):
         prepare_workspace(str(detector(tmp_path / "detector.onnx")), tmp_path / "out")
     assert sorted((tmp_path / "out").rglob("*")) == before
+
+
+def test_another_model_of_the_same_name_is_called_another(tmp_path: Path) -> None:
+    workspace = prepare_workspace(str(detector(tmp_path / "model.onnx")), tmp_path / "out")
+    with pytest.raises(InvalidRequest, match=r"measurements of another model.onnx, not of .*model.onnx"):
+        prepare_workspace(str(encoder(tmp_path / "model.onnx")), workspace.directory)
 
 
 def test_a_faster_pipeline_is_accelerated_from_what_it_was_before(tmp_path: Path) -> None:

@@ -233,7 +233,9 @@ def _needs_copy(directory: Path, source: Path, identity: str) -> bool:
         message = f"{directory} is not empty and contains no earlier measurements"
         raise InvalidRequest(message, allowed=new_or_same_model, fix="use another directory") from None
     if earlier["identity"] != identity:
-        message = f"{directory} contains measurements of {earlier['name']}, not of {source}"
+        is_of_one_name = earlier["name"] in (source.name, source.stem)
+        other = f"another {source.name}" if is_of_one_name else earlier["name"]
+        message = f"{directory} contains measurements of {other}, not of {source}"
         raise InvalidRequest(message, allowed=new_or_same_model, fix="use another directory")
     return False
 

@@ -1,8 +1,17 @@
 """Probes: recorded inputs, one call at a time or batched."""
 
+from pathlib import Path
+
 import numpy as np
 
-from stillhouse.accelerate.calibration.calibration_data import Probe, gather_rows, interleave_rows
+from stillhouse.accelerate.calibration.calibration_data import (
+    Probe,
+    gather_rows,
+    interleave_rows,
+    read_probes,
+    without_probes,
+    write_probes,
+)
 
 
 def numbered(first: int, rows: int, width: int = 2) -> Probe:
@@ -18,6 +27,25 @@ def test_rows_of_all_probes_go_together_in_turns() -> None:
     assert batch.feeds["t"].tolist() == [0, 10, 20, 1, 11, 21, 0, 10], "and again from the first row on"
     assert batch.feeds["x"].shape == (8, 2) and batch.feeds["x"].dtype == np.float32
     np.testing.assert_array_equal(batch.feeds["x"][:, 0], batch.feeds["t"])
+
+
+def test_probes_are_read_as_they_were_written(tmp_path: Path) -> None:
+    words = np.array([["one", "zwölf"]], object)
+    probes = [
+        Probe("a, b", {"x": np.arange(3.0), "words": words}),
+        Probe("c", {"x": np.zeros(0), "words": words[:, :1]}),
+    ]
+    write_probes(tmp_path / "folder" / "probes.npz", probes)
+    for probe, read in zip(probes, read_probes(tmp_path / "folder" / "probes.npz"), strict=True):
+        assert probe.label == read.label and probe.feeds.keys() == read.feeds.keys()
+        for name, array in probe.feeds.items():
+            assert read.feeds[name].dtype == array.dtype and np.array_equal(read.feeds[name], array)
+
+
+def test_texts_are_compared_by_what_they_say() -> None:
+    words = [Probe(text, {"words": np.array([text], object)}) for text in ("one", "two")]
+    again = Probe("", {"words": np.array(["".join(("o", "ne"))], object)})
+    assert without_probes([*words, again], [words[0]]) == [words[1]]
 
 
 def test_probes_of_another_size_stay_out() -> None:

@@ -104,6 +104,17 @@ def test_own_inputs_that_do_not_fit(
         read_npz_inputs(saved(tmp_path / "own.npz", **arrays), graphs["encoder"])
 
 
+def test_own_inputs_may_be_text(tmp_path: Path) -> None:
+    net = networks.GraphBuilder(0)
+    net.add_node("Shape", "words", out="count")
+    inputs: list[networks.ValueInfo] = [("words", ["n"], TensorProto.STRING)]
+    graph = net.write_model(tmp_path / "text.onnx", inputs, [("count", [1], TensorProto.INT64)])
+    np.savez(tmp_path / "words.npz", words=np.array([["One", "two"], ["three", "four"]]))
+    first, second = read_npz_inputs(tmp_path / "words.npz", graph)
+    assert first["words"].tolist() == ["One", "two"] and second["words"].dtype == object
+    assert open_runner(graph)(first)["count"] == [2]
+
+
 def test_own_inputs_hold_no_nan(graphs: dict[str, Path], tmp_path: Path) -> None:
     arrays = {"0": np.zeros((1, 16), np.float32), "1": np.full((1, 16), np.nan, np.float32)}
     with pytest.raises(InvalidRequest, match=r"'1' contains NaN"):

@@ -49,7 +49,7 @@ def test_each_goal_is_told_by_what_it_wants() -> None:
     # 3.6 s x 0.7 per picture compared with 0.512 s x 0.7, both at batch size 8
     cost = replace(pipeline_report(), goal="cost", price=0.36, currency="EUR")
     assert headline(cost) == (
-        "A thousand pictures cost 0.036 EUR at batch size 8 instead of 0.25: "
+        "A thousand pictures cost 0.0358 EUR at batch size 8 instead of 0.25: "
         "7.03 times as many for the same price (95 % interval 6.54 to 7.45)."
     )
     throughput = replace(pipeline_report(), goal="throughput")
@@ -66,7 +66,7 @@ def test_each_goal_is_told_by_what_it_wants() -> None:
         ("throughput", "A picture takes 512 ms instead of 3.60 s: 7.03 times as fast (95 % interval 6.54 to 7.45)."),
         (
             "cost",
-            "A thousand pictures cost 0.051 USD instead of 0.36: 7.03 times as fast (95 % interval 6.54 to 7.45).",
+            "A thousand pictures cost 0.0512 USD instead of 0.36: 7.03 times as fast (95 % interval 6.54 to 7.45).",
         ),
     ],
 )

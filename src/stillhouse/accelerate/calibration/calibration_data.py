@@ -66,7 +66,8 @@ def without_probes(inputs: Sequence[Probe], probes: Sequence[Probe]) -> list[Pro
 
 
 def _content(feeds: Feeds) -> tuple[tuple[str, tuple[int, ...], bytes], ...]:
-    return tuple((name, array.shape, array.tobytes()) for name, array in sorted(feeds.items()))
+    arrays = {name: array.astype(str) if array.dtype == np.object_ else array for name, array in feeds.items()}
+    return tuple((name, array.shape, array.tobytes()) for name, array in sorted(arrays.items()))
 
 
 def interleave_rows(probes: Sequence[Probe], rows: int) -> list[tuple[int, int]]:
@@ -162,8 +163,13 @@ def write_probes(path: Path, probes: Sequence[Probe]) -> None:
     """Write probes (recorded inputs with labels) to an .npz file, creating its folder.
 
     The array of an input is named `<index of the probe>/<name of the input>`. The labels are a JSON list in `labels`.
+    Text, of the element type "object", is written as str.
     """
-    arrays = {f"{number}/{name}": array for number, probe in enumerate(probes) for name, array in probe.feeds.items()}
+    arrays = {
+        f"{number}/{name}": array.astype(str) if array.dtype == np.object_ else array
+        for number, probe in enumerate(probes)
+        for name, array in probe.feeds.items()
+    }
     _write_npz(path, [probe.label for probe in probes], arrays)
 
 
@@ -175,7 +181,8 @@ def read_probes(path: Path) -> list[Probe]:
         for name in stored.files:
             if name != _LABELS:
                 number, _, tensor = name.partition("/")
-                feeds[int(number)][tensor] = stored[name]
+                array = stored[name]
+                feeds[int(number)][tensor] = array.astype(object) if array.dtype.kind == "U" else array
     return [Probe(label, tensors) for label, tensors in zip(labels, feeds, strict=True)]
 
 

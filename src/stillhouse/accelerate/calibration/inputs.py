@@ -166,7 +166,8 @@ def _check_shapes(graph: Path, shapes: Mapping[str, _Shape]) -> GraphInputs:
     for name, dtype in inputs.dtypes.items():
         if not (inputs.is_float(name) or dtype.kind in "iub"):
             message = f"input {name!r} has the element type {dtype.name}, for which no values can be generated"
-            raise InvalidRequest(message, allowed="inputs of integers, floats or bool")
+            fix = "give real inputs by --inputs FILE.npz"
+            raise InvalidRequest(message, allowed="inputs of integers, floats or bool", fix=fix)
     return inputs
 
 

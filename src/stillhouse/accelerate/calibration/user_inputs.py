@@ -135,7 +135,8 @@ def read_npz_inputs(path: Path, graph: Path) -> list[Feeds]:
     """Return the sets of inputs that a user's .npz file has for an ONNX graph; each set has an array by input name.
 
     The file has an array for each input, under the input's name. If an array has one axis more than the input, its
-    first axis counts sets. An array with the input's number of axes is part of every set.
+    first axis counts sets. An array with the input's number of axes is part of every set. Inputs of text are arrays of
+    str.
 
     Args:
         path: file that `numpy.savez("inputs.npz", input_ids=ids, attention_mask=mask)` writes, for example; a file with
@@ -185,7 +186,7 @@ def _load_npz(path: Path) -> Feeds:
                     fix=write_with_savez,
                 )
             with stored:
-                return {name: stored[name] for name in stored.files}
+                return {name: _as_objects(stored[name]) for name in stored.files}
     except FileNotFoundError:
         raise InvalidRequest(
             f"{path} does not exist", allowed="an .npz file of named arrays", fix=write_with_savez
@@ -200,10 +201,15 @@ def _load_npz(path: Path) -> Feeds:
         ) from None
 
 
+def _as_objects(array: NDArray[Any]) -> NDArray[Any]:
+    """Return an array of text with the element type "object", as runtimes take it; other arrays unchanged."""
+    return array.astype(object) if array.dtype.kind == "U" else array
+
+
 def _check_array(path: Path, name: str, array: NDArray[Any], inputs: GraphInputs) -> None:
     axes, dtype = inputs.axes[name], inputs.dtypes[name]
     if array.dtype.name != dtype.name:
-        fix = f"use .astype({dtype.name!r})"
+        fix = f"use .astype({'str' if dtype == np.object_ else dtype.name!r})"
         raise InvalidRequest(f"{path}: array {name!r} has the dtype {array.dtype.name}", allowed=dtype.name, fix=fix)
     if array.ndim not in (len(axes), len(axes) + 1):
         allowed = f"{len(axes)} axes, or {len(axes) + 1} of which the first counts sets of inputs"

@@ -22,10 +22,10 @@ def format_significant(value: float) -> str:
     """Return a number as text with two or three significant digits, and with commas between thousands.
 
     >>> format_significant(0.00431), format_significant(7.304), format_significant(51.26), format_significant(1234.5)
-    ('0.0043', '7.30', '51.3', '1,234')
+    ('0.00431', '7.30', '51.3', '1,234')
     """
     if 0 < abs(value) < 0.0995:
-        return f"{value:.2g}"
+        return f"{value:.3g}"
     digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
     return f"{value:,.{digits}f}"
 
