@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from stillhouse.errors import BackendFailed, RuntimeMissing, StillhouseError
+from stillhouse.interrupt import hold_interrupt
 
 _EXTRAS = {
     "onnx": "accelerate",
@@ -73,7 +74,8 @@ def require(name: str) -> Any:
         RuntimeMissing: the module cannot be imported; the message has the command that installs the package.
     """
     try:
-        return import_module(name)
+        with hold_interrupt():
+            return import_module(name)
     except (ImportError, OSError) as error:
         raise RuntimeMissing(
             f"{name} cannot be used here: {error}", fix=install_command(name.partition(".")[0])

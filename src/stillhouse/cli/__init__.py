@@ -10,6 +10,7 @@ from importlib import import_module
 import stillhouse
 from stillhouse.cli.arguments import Parser
 from stillhouse.errors import InvalidRequest, StillhouseError
+from stillhouse.interrupt import hold_interrupt
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "generate": ("generate", "generate images from prompts"),
@@ -80,7 +81,8 @@ def parse(argv: Sequence[str]) -> Namespace:
     for command_name, (file, purpose) in COMMANDS.items():
         command = commands.add_parser(command_name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}.")
         if command_name == name:
-            module = import_module(f"{__name__}.{file}")
+            with hold_interrupt():
+                module = import_module(f"{__name__}.{file}")
             module.declare(command)
             command.set_defaults(run=module.run)
     return parser.parse_args(argv)
