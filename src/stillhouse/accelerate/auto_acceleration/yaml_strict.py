@@ -9,6 +9,10 @@ from typing import Any
 from stillhouse.errors import InvalidRequest, RuntimeMissing
 
 _TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
+_TAB_OR_COMMENT = re.compile(
+    r"""(?<![^\s\[{,:])(?P<quoted>"(?:\\.|[^"\\])*"|'(?:''|[^'])*')|(?:^|[ \t])\#[^\r\n]*|\t"""
+)
+"""What may hold a tab behind the indentation of a line: quoted text, a comment, or neither."""
 _TAB_WIDTHS = (1, 2, 3, 4, 8)
 """Widths of tabs in common editors, and others; a document counts only if all of them give the same one."""
 
@@ -91,11 +95,15 @@ def _parse_with_tabs(yaml: Any, content: bytes, path: Path, error: Any) -> Any:
 
 
 def _expand_tabs(text: str, width: int) -> str:
-    """Replace the tabs before the text of each line, and all tabs of lines without quotes, by spaces up to a column."""
+    """Replace the tabs before the text of each line by spaces up to a column; tabs behind it by one space each.
+
+    Quoted text keeps its tabs, other than comments with quotes.
+    """
     lines = []
     for line in text.splitlines(keepends=True):
-        start = len(line) - len(line.lstrip(" \t")) if re.search("[\"']", line) else len(line)
-        lines.append(line[:start].expandtabs(width) + line[start:])
+        start = len(line) - len(line.lstrip(" \t"))
+        rest = _TAB_OR_COMMENT.sub(lambda found: found["quoted"] or found[0].replace("\t", " "), line[start:])
+        lines.append(line[:start].expandtabs(width) + rest)
     return "".join(lines)
 
 
