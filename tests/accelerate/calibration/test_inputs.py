@@ -631,6 +631,31 @@ def test_fault_15_opsets_above_16(tmp_path: Path, backend: str) -> None:
     assert np.isfinite(open_runner(graph, backend, RunnerOptions(threads=1))(feeds)["y"]).all()
 
 
+def test_boxes_belong_to_the_first_picture(tmp_path: Path) -> None:
+    net = networks.GraphBuilder(0)
+    net.add_node("RoiAlign", "image", "rois", "which", out="y", output_height=2, output_width=2)
+    inputs: list[networks.ValueInfo] = [
+        ("image", [1, 3, 32, 32], networks.FLOAT),
+        ("rois", ["boxes", 4], networks.FLOAT),
+        ("which", ["boxes"], TensorProto.INT64),
+    ]
+    graph = net.write_model(tmp_path / "graph.onnx", inputs, [("y", ["boxes", 3, 2, 2], networks.FLOAT)])
+    generated = plausible_inputs(graph, infer_shapes(graph), 2)
+    assert generated.kinds["which"] == "row numbers"
+    assert all(open_runner(graph)(feeds)["y"].shape == (16, 3, 2, 2) for feeds in generated.sets)
+
+
+@pytest.mark.parametrize("axis", ["points", "num_boxes", "candidates"])
+def test_a_set_of_items_has_several(tmp_path: Path, axis: str) -> None:
+    """A network may compare items with one another, and one item would show nothing of that."""
+    net = networks.GraphBuilder(0)
+    net.add_node("Relu", "x", out="y")
+    graph = net.write_model(
+        tmp_path / "graph.onnx", [("x", [axis, 4], networks.FLOAT)], [("y", [axis, 4], networks.FLOAT)]
+    )
+    assert infer_shapes(graph) == {"x": (16, 4)}
+
+
 @pytest.mark.parametrize("kind", ["Log", "Sqrt"])
 def test_features_of_which_a_logarithm_or_a_root_is_taken_are_positive(tmp_path: Path, kind: str) -> None:
     net = networks.GraphBuilder(0)

@@ -89,6 +89,8 @@ class GraphInputs:
         states: inputs that are the state of a recurrent network.
         lengths: inputs that tell a recurrent network the number of steps of each row.
         positive: inputs of which a logarithm or a square root is taken, so that they are never negative.
+        boxes: inputs that hold the corners of boxes for RoiAlign.
+        row_numbers: inputs that tell RoiAlign to which picture of the batch each box belongs.
         waves: inputs that a convolution along one axis reads as one channel, as networks read sound.
         time_first: inputs of recurrent networks whose first axis is time and second axis is the batch.
         pixels: range of the pixels of pictures of floats, one of `real_pictures.PIXELS`, if the file's metadata tell by
@@ -105,6 +107,8 @@ class GraphInputs:
     states: frozenset[str] = frozenset()
     lengths: frozenset[str] = frozenset()
     positive: frozenset[str] = frozenset()
+    boxes: frozenset[str] = frozenset()
+    row_numbers: frozenset[str] = frozenset()
     waves: frozenset[str] = frozenset()
     time_first: frozenset[str] = frozenset()
     sides: tuple[int, int] | None = None
@@ -181,6 +185,8 @@ def read_graph_inputs(graph: Path) -> GraphInputs:
         positive=frozenset(
             name for name in axes if any(node.op_type in ("Log", "Sqrt") for node, _ in consumers(name, _RESHAPING_OPS))
         ),
+        boxes=frozenset(name for name in axes if _feeds_roi_align(name, 1, consumers)),
+        row_numbers=frozenset(name for name in axes if _feeds_roi_align(name, 2, consumers)),
         waves=frozenset(name for name in axes if _is_wave(name, consumers, constants)),
         time_first=frozenset(name for name in axes if _is_time_first(name, consumers)),
         pixels=_pixels_of_metadata(model.metadata_props),
@@ -200,6 +206,12 @@ def _is_lengths(name: str, consumers: "_Consumers") -> bool:
     """Return whether an input is the number of steps of each row for a recurrent operator."""
     users = consumers(name, {"Cast", "Identity"})
     return any(slot == _LENGTHS_SLOT and node.op_type in _RECURRENT_OPS for node, slot in users)
+
+
+def _feeds_roi_align(name: str, place: int, consumers: "_Consumers") -> bool:
+    """Return whether an input arrives at a place among the inputs of RoiAlign: 1 for boxes, 2 for row numbers."""
+    users = consumers(name, _PASS_THROUGH_OPS)
+    return any(node.op_type == "RoiAlign" and slot == place for node, slot in users)
 
 
 def _is_wave(name: str, consumers: "_Consumers", constants: Mapping[str, Dims]) -> bool:

@@ -22,9 +22,10 @@ TOKENS, CONDITION, PICTURE, LATENT, FRAMES, CHANNELS, FEATURES = 128, 77, 224, 6
 """Default lengths of dynamic axes: tokens of a text; tokens of a diffusion model's conditioning; side of a picture;
 side of latents; frames of a video; channels; and vectors of unknown length.
 """
-PAST, SOUND, CHUNK = 16, 16_000, 576
-"""More default lengths: tokens before the present ones, in a cache; samples of a sound; and samples of a sound for a
-network that keeps a state from one chunk to the next. The voice detector Silero VAD takes 512 new samples after 64 old.
+PAST, SOUND, CHUNK, ITEMS = 16, 16_000, 576, 16
+"""More default lengths: tokens before the present ones, in a cache; samples of a sound; samples of a sound for a
+network that keeps a state from one chunk to the next; and items of a set, which a network may compare with one another.
+The voice detector Silero VAD takes 512 new samples after 64 old.
 """
 _KIND_PATTERNS: tuple[tuple[str, str], ...] = (
     (r"past|cache", "past"),
@@ -33,6 +34,7 @@ _KIND_PATTERNS: tuple[tuple[str, str], ...] = (
     (r"chan|^c$", "channels"),
     (r"frame|^f$", "frames"),
     (r"seq|token|text|len|^s$|^l$", "tokens"),
+    (r"point|node|edge|atom|box|anchor|propos|candidate|object|item|detection|^roi", "items"),
 )
 # Exporters generate axis names of these forms. A generated name does not tell what the axis is, such as the batch or
 # the height.
@@ -52,7 +54,7 @@ def infer_shapes(
             or a detector's fixed number of boxes tells, else 224; for latents 64;
         - channels, features: the length that the first convolution or matrix product requires, else 3 and 64;
         - tokens: 128, or 77 for `encoder_hidden_states`, but at most the rows of the graph's position embedding;
-        - past tokens in a cache: 16; frames: 8;
+        - past tokens in a cache: 16; frames: 8; items of a set, such as points or boxes: 16;
         - samples of a sound: 16000, or 576 if the graph keeps a state from chunk to chunk.
     An axis whose name is a sum, such as `past + tokens`, gets the sum of the lengths of its terms.
 
@@ -94,7 +96,7 @@ def axis_kind(inputs: GraphInputs, name: str, index: int, term: str = "") -> str
 
     Returns:
         "batch", "side" (height or width), "channels", "frames", "tokens", "past" (tokens before the present ones),
-            "sound" (samples) or "features".
+            "sound" (samples), "items" (of a set) or "features".
     """
     if inputs.is_audio(name) and index == inputs.sound_axis(name):
         return "sound"
@@ -142,7 +144,7 @@ def _default_length(inputs: GraphInputs, name: str, index: int, term: str) -> in
         return inputs.channels.get(name, CHANNELS)
     if kind == "sound":
         return CHUNK if inputs.states else SOUND
-    return {"batch": 1, "frames": FRAMES, "past": PAST}.get(kind) or inputs.features.get(name, FEATURES)
+    return {"batch": 1, "frames": FRAMES, "past": PAST, "items": ITEMS}.get(kind) or inputs.features.get(name, FEATURES)
 
 
 def max_tokens(inputs: GraphInputs) -> int | None:

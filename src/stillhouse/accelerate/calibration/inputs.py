@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from stillhouse.accelerate.calibration.carried_states import Run, carry_states, match_states
 from stillhouse.accelerate.calibration.graph_inputs import GraphInputs, is_sampling_rate, read_graph_inputs
-from stillhouse.accelerate.calibration.infer_shapes import infer_shapes
+from stillhouse.accelerate.calibration.infer_shapes import PICTURE, infer_shapes
 from stillhouse.accelerate.calibration.real_pictures import (
     COLOUR_CHANNELS,
     has_colour_axis,
@@ -84,7 +84,20 @@ class GeneratedInputs:
 
 REAL_KINDS = frozenset({"photograph", "tokens", "audio"})
 """Kinds of generated inputs that look like real ones, see `GeneratedInputs`."""
-COMPANIONS = frozenset({"mask", "token types", "positions", "timestep", "length", "sampling rate", "switch", "state"})
+COMPANIONS = frozenset(
+    {
+        "mask",
+        "token types",
+        "boxes",
+        "row numbers",
+        "positions",
+        "timestep",
+        "length",
+        "sampling rate",
+        "switch",
+        "state",
+    }
+)
 """Kinds of generated inputs that belong to another input, see `GeneratedInputs`. A switch is a single bool, and a state
 is what the network itself returned for the set before.
 """
@@ -103,6 +116,7 @@ def plausible_inputs(
         - bool: random;
         - integers `token_type`, `segment`: 0; `position`: 0, 1, 2, ...; `sample_rate`, `sr`: 16000; `len` and the
             lengths of a recurrent operator: the length of another input's last open axis, or of its axis of time;
+        - boxes for RoiAlign: corners within the picture, and 0 as the picture to which they belong;
         - integers that index a table: rows by Zipf's law, where texts of two tokens or more begin with row 1, end with
             row 2 and go on with row 0 where a mask of the same shape hides them;
         - `timestep`, `t`: spread over 0 to 999 across sets and rows; `sigma`: log-normal, the training distribution of
@@ -203,6 +217,8 @@ def _input_kind(inputs: GraphInputs, name: str, shape: _Shape) -> str:
         ("made-up", dtype.kind == "b"),
         ("token types", is_integer and re.search("token_type|segment", lower_name)),
         ("positions", is_integer and "position" in lower_name and shape),
+        ("boxes", name in inputs.boxes and shape and shape[-1] == 4),
+        ("row numbers", name in inputs.row_numbers),
         ("sampling rate", is_integer and is_sampling_rate(name)),
         ("tokens", is_integer and name in inputs.table_rows),
         ("length", is_integer and len(shape) <= 1 and (name in inputs.lengths or re.search(_LENGTH_NAME, lower_name))),
@@ -227,8 +243,10 @@ def _make_values(network: _Network, name: str, place: _Place) -> NDArray[Any]:
             return _make_mask(inputs, name, shape, place)
         case "switch":
             return np.asarray(rng.random(shape) < 0.5)
-        case "token types":
+        case "token types" | "row numbers":
             return np.zeros(shape)
+        case "boxes":
+            return _make_boxes(network, shape, rng)
         case "positions":
             return np.broadcast_to(np.arange(shape[-1]) % inputs.table_rows.get(name, shape[-1]), shape)
         case "sampling rate":
@@ -311,6 +329,13 @@ def _counted_length(network: _Network) -> int:
     axes = axes_of_inputs.get(name, ())
     is_open = [index for index, axis in enumerate(axes) if index and not isinstance(axis, int)]
     return network.shapes[name][is_open[-1] if is_open else -1] if name else 1
+
+
+def _make_boxes(network: _Network, shape: _Shape, rng: Generator) -> NDArray[np.float64]:
+    """Return the corners [x0, y0, x1, y1] of boxes within the smallest side of the network's pictures, in pixels."""
+    sides = [min(other[-2:]) for other in network.shapes.values() if len(other) == 4]
+    corners = np.sort(rng.uniform(0, min(sides, default=PICTURE), (*shape[:-1], 2, 2)), axis=-2)
+    return corners.reshape(shape)
 
 
 def _make_audio(rng: Generator, shape: _Shape, sound_axis: int, dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -151,7 +151,7 @@ def _larger_length(inputs: GraphInputs, kind: str, length: int) -> int:
     if kind == "tokens":
         most = max_tokens(inputs)
         return length + _MORE_TOKENS if most is None or length + _MORE_TOKENS <= most else max(1, length - _MORE_TOKENS)
-    if kind in ("side", "frames", "sound"):
+    if kind in ("side", "frames", "sound", "items"):
         multiples = -(-3 * length // (2 * _SIDE_MULTIPLE))
         return multiples * _SIDE_MULTIPLE if length > _SIDE_MULTIPLE else 2 * length
     return length
