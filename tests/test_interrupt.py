@@ -1,52 +1,64 @@
-"""Ctrl-C is not lost while libraries are imported."""
+"""Ctrl-C is not lost while libraries are imported. Each test sends SIGINT in a process of its own."""
 
-import signal
-import threading
+import subprocess
+import sys
 
 import pytest
 
+BEGIN = """
+import signal, threading
 from stillhouse.interrupt import hold_interrupt
-
-
-def test_an_interrupt_waits_for_the_end_of_the_block() -> None:
-    done = False
-    with pytest.raises(KeyboardInterrupt), hold_interrupt():
+signal.signal(signal.SIGINT, signal.default_int_handler)
+"""
+WAITS = """
+done = False
+try:
+    with hold_interrupt():
         signal.raise_signal(signal.SIGINT)
         done = True
+except KeyboardInterrupt:
     assert done
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_without_an_interrupt_nothing_is_raised_and_errors_pass() -> None:
+    print("as expected")
+"""
+PASSES = """
+with hold_interrupt():
+    pass
+try:
     with hold_interrupt():
-        pass
-    with pytest.raises(ImportError), hold_interrupt():
         raise ImportError("no such library")
+except ImportError:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    print("as expected")
+"""
+OTHER_HANDLER = """
+seen = []
+signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+with hold_interrupt():
+    signal.raise_signal(signal.SIGINT)
+    assert seen == [signal.SIGINT]
+print("as expected")
+"""
+OTHER_THREAD = """
+def run():
+    with hold_interrupt():  # signal.signal would raise ValueError here
+        print("as expected")
+thread = threading.Thread(target=run)
+thread.start()
+thread.join()
+"""
 
 
-def test_a_handler_of_a_program_stays() -> None:
-    seen: list[int] = []
-    previous = signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
-    try:
-        with hold_interrupt():
-            signal.raise_signal(signal.SIGINT)
-            assert seen == [signal.SIGINT]
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
-def test_other_threads_install_no_handler() -> None:
-    errors: list[Exception] = []
-
-    def run() -> None:
-        try:
-            with hold_interrupt():
-                pass
-        except ValueError as error:  # as signal.signal raises it
-            errors.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    assert errors == []
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(WAITS, id="an interrupt waits for the end of the block"),
+        pytest.param(PASSES, id="without an interrupt nothing is raised, and errors pass"),
+        pytest.param(OTHER_HANDLER, id="a handler of a program stays"),
+        pytest.param(OTHER_THREAD, id="other threads install no handler"),
+    ],
+)
+def test_an_interrupt_is_held_back(script: str) -> None:
+    done = subprocess.run([sys.executable, "-c", BEGIN + script], capture_output=True, text=True, check=False)
+    assert done.stdout == "as expected\n", done.stderr
+    assert done.returncode == 0

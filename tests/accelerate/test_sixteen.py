@@ -512,7 +512,7 @@ def test_fault_13_results_of_another_model_are_refused_and_kept(
     before = dict(_contents(root / "output"))
     assert accelerated(root, *RUNTIMES) == 2
     error = capsys.readouterr().err
-    assert "contains measurements of openvino, not of" in error and "Traceback" not in error
+    assert "contains measurements of another openvino.onnx, not of" in error and "Traceback" not in error
     assert dict(_contents(root / "output")) == before
 
 
