@@ -130,7 +130,9 @@ def _convert(
     import openvino
     import torch
 
-    declared = [(name, openvino.PartialShape(shape), openvino.Type(kind)) for name, (shape, kind) in inputs.items()]
+    declared = [
+        (name, openvino.PartialShape(shape), getattr(openvino.Type, kind)) for name, (shape, kind) in inputs.items()
+    ]
     with torch.no_grad():
         model = openvino.convert_model(module, example_input=example, input=declared)
     for output, name in zip(model.outputs, outputs, strict=True):
