@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import attention, budgets, sd15_picture
+from benchmarks import attention, budgets, levers, sd15_picture
 from benchmarks.gpu import tables as gpu
 from benchmarks.grid import markdown_table
 from benchmarks.pipeline_grid import grid_table
@@ -27,7 +27,7 @@ from stillhouse.distill.evaluation.evaluation_report import (
 from stillhouse.validation import convert
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "docs/measurements.md", "docs/race.md", "docs/gpu.md")
+DOCUMENTS = ("README.md", "docs/measurements.md", "docs/race.md", "docs/speed.md", "docs/gpu.md")
 _MARK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -300,6 +300,9 @@ _TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "budgets": budgets.table,
     "race": race_table,
     "attention": attention.table,
+    "lever_peaks": levers.peaks_table,
+    "lever_parts": levers.parts_table,
+    "lever_gains": levers.levers_table,
     "choice": _choice,
     "real_models": real_models.models_table,
     "pipeline_grid": grid_table,
@@ -316,7 +319,9 @@ _TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "gpu_components": gpu.components_table,
     "gpu_batching": gpu.batching_table,
 }
-_FILES = {name: "gpu" for name in _TABLES if name.startswith("gpu_")}
+_FILES = {
+    name: "gpu" if name.startswith("gpu_") else "levers" for name in _TABLES if name.startswith(("gpu_", "lever_"))
+}
 """Tables whose results are in a file of another name."""
 _COMMANDS: Mapping[str, str] = {
     "speed": "python -m benchmarks.speed",
@@ -339,7 +344,7 @@ _COMMANDS: Mapping[str, str] = {
     "tick": "python -m benchmarks.tick",
     "serving": "python -m benchmarks.serving",
     "serving_overhead": "python -m benchmarks.serving overhead",
-    **dict.fromkeys(_FILES, "python -m benchmarks.gpu"),
+    **{name: f"python -m benchmarks.{file}" for name, file in _FILES.items()},
 }
 
 if __name__ == "__main__":
