@@ -13,7 +13,7 @@ from benchmarks import attention, budgets, levers, sd15_picture
 from benchmarks.gpu import tables as gpu
 from benchmarks.grid import markdown_table
 from benchmarks.pipeline_grid import grid_table
-from benchmarks.race.tables import race_table
+from benchmarks.race.tables import race_table, summary_table
 from benchmarks.real_models import tables as real_models
 from benchmarks.record import RESULTS, read_results
 from benchmarks.serving import tables as serving
@@ -299,6 +299,7 @@ _TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "sd15_picture": sd15_picture.table,
     "budgets": budgets.table,
     "race": race_table,
+    "race_summary": summary_table,
     "attention": attention.table,
     "lever_peaks": levers.peaks_table,
     "lever_parts": levers.parts_table,
@@ -319,9 +320,8 @@ _TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "gpu_components": gpu.components_table,
     "gpu_batching": gpu.batching_table,
 }
-_FILES = {
-    name: "gpu" if name.startswith("gpu_") else "levers" for name in _TABLES if name.startswith(("gpu_", "lever_"))
-}
+_PREFIXES = {"gpu_": "gpu", "lever_": "levers", "race_": "race"}
+_FILES = {name: file for name in _TABLES for prefix, file in _PREFIXES.items() if name.startswith(prefix)}
 """Tables whose results are in a file of another name."""
 _COMMANDS: Mapping[str, str] = {
     "speed": "python -m benchmarks.speed",

@@ -18,7 +18,7 @@ from benchmarks.race.stopwatch import Timed
 from benchmarks.race.subject import GUIDANCE, initial_noise
 from benchmarks.race.subject_process import file_stem
 from benchmarks.race.subjects import EXACT, REFERENCE, STEPS, SUBJECTS
-from benchmarks.race.tables import best_peer, race_table
+from benchmarks.race.tables import best_peer, race_table, summary_table
 
 SCHEDULER = {
     "num_train_timesteps": 1000,
@@ -153,6 +153,13 @@ def test_the_table_has_a_row_for_each_subject_and_a_reason_for_what_is_missing()
     assert "**1.90x** (1.80 to 2.00)" in text
     assert f"**{REFERENCE}** | openvino bf16 | 1.00 s | 3.0 s | 10.0 s" in text
     assert "stable-diffusion.cpp, q8_0: SubjectFailed: no module" in text
+
+
+def test_the_summary_has_the_systems_that_people_run() -> None:
+    text = summary_table(RESULTS)
+    assert f"| {EXACT} | bf16 | 40.0 s | 40.0 s | **4.00x** (one picture) | **4.00x** (one picture) |" in text
+    assert f"| **{REFERENCE}** | openvino bf16 | 10.0 s | 10.0 s |  |  |" in text
+    assert "plain loop" not in text and "stable-diffusion.cpp" not in text
 
 
 def test_the_best_peer_is_a_system_that_people_run() -> None:

@@ -14,6 +14,7 @@ from stillhouse.pipelines.roles import DENOISER
 
 REFERENCE = "Stillhouse, accelerated"
 """The subject that all others are timed in turns with."""
+IMPORTED = "Stillhouse, as imported"
 EXACT = "diffusers, f32"
 """The subject whose outputs and pictures the others are compared with."""
 STEPS = (1, 3, 8, 20)
@@ -58,6 +59,6 @@ SUBJECTS: Mapping[str, Entry] = {
         lambda: open_openvino(ACCELERATED / _denoiser_graph()), is_peer=False
     ),
     "plain loop on onnxruntime": Entry(open_onnxruntime, SLOW, is_peer=False),
-    "Stillhouse, as imported": Entry(lambda: StillhouseEngine(PIPELINE), is_peer=False),
+    IMPORTED: Entry(lambda: StillhouseEngine(PIPELINE), is_peer=False),
     REFERENCE: Entry(lambda: StillhouseEngine(ACCELERATED), {}, is_peer=False),
 }

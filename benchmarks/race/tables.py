@@ -5,9 +5,10 @@ from statistics import median
 from typing import Any
 
 from benchmarks.grid import markdown_table
-from benchmarks.race.subjects import REFERENCE, STEPS, SUBJECTS
+from benchmarks.race.subjects import IMPORTED, REFERENCE, STEPS, SUBJECTS
 
 _EQUAL_PSNR = 99.0
+SUMMARY_STEPS = ("3", "20")
 
 
 def race_table(results: Mapping[str, Any]) -> str:
@@ -34,6 +35,30 @@ def race_table(results: Mapping[str, Any]) -> str:
     lines.append(_reference_line(list(timed.values())))
     missing = "".join(f"{name}: {row['reason']}\n" for name, row in rows.items() if "reason" in row)
     return markdown_table(head, lines) + (f"\nNot measured:\n\n{missing}" if missing else "")
+
+
+def summary_table(results: Mapping[str, Any]) -> str:
+    """Return seconds of pictures of 3 and 20 steps by the systems that people run, and by Stillhouse."""
+    shown = [
+        (name, row)
+        for name, row in results["rows"].items()
+        if "pictures" in row and (SUBJECTS[name].is_peer or name == IMPORTED)
+    ]
+    lines = [
+        [
+            name,
+            row["precision"],
+            *(_seconds(row["pictures"].get(steps, {}).get("seconds")) for steps in SUMMARY_STEPS),
+            *(_ratio(row["pictures"].get(steps)) for steps in SUMMARY_STEPS),
+        ]
+        for name, row in shown
+    ]
+    reference = _reference_line([row for _, row in shown])
+    places = [4 + STEPS.index(int(steps)) for steps in SUMMARY_STEPS]
+    lines.append([*reference[:2], *(reference[place] for place in places), "", ""])
+    steps = [f"{number} steps" for number in SUMMARY_STEPS]
+    head = ["a picture of Stable Diffusion 1.5's sizes, 512x512, guidance", "ran in", *steps]
+    return markdown_table([*head, *(f"{number}: accelerated is faster by" for number in steps)], lines)
 
 
 def _reference_line(timed: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -418,11 +418,12 @@ def candidates(context: CandidateContext) -> Iterator[CandidateSpec]:
     if context.cost == "low":
         yield spec(shapes="static")
         return
+    if context.role == "denoiser":
+        yield spec("int8-static", precision="bf16", attention="int8", **streams)
     yield spec(precision="bf16", shapes="static")
     if context.cost == "high":
         yield spec("int8-static", precision="bf16", **streams)
         if context.role == "denoiser":
-            yield spec("int8-static", precision="bf16", attention="int8", **streams)
             yield spec(precision="bf16", attention="int8", **streams)
         yield spec(precision="bf16", **streams)
     if context.cost == "high" or context.role == "decoder":
