@@ -47,7 +47,7 @@ _COMPONENT_ORDER = ("denoiser", "network", "decoder", "text_encoder", "text_enco
 _BUDGET_SHARES = {"denoiser": 0.33, DECODER: 0.38, "": 0.42}
 """Share of the time budget at whose end the measurement of a network of a pipeline ends; "": of any other network, such
 as a text encoder. The remaining time is for the measurement of whole pictures."""
-_HEAVY_BUDGET_SHARES = {"denoiser": 0.5, DECODER: 0.64, "": 0.7}
+_HEAVY_BUDGET_SHARES = {"denoiser": 0.45, DECODER: 0.7, "": 0.75}
 """The same shares for a model whose steps take seconds: each candidate takes minutes, and few pictures are compared."""
 _SCORED_BUDGET_SHARES = {"denoiser": 0.25, DECODER: 0.32, "": 0.36}
 """The same shares where a program (oracle) scores pictures, since scores take hundreds of pictures."""
