@@ -96,3 +96,23 @@ def test_of_a_pipeline_the_first_code_generates_a_picture(tmp_path: Path) -> Non
     assert picture.code == "stillhouse generate --model . 'a small red circle left of a big blue square'"
     assert "plain openvino" in denoiser.title and "core.read_model('unet.onnx')" in denoiser.code
     assert "'INFERENCE_PRECISION_HINT': 'bf16'" in denoiser.code and "'NUM_STREAMS': 2" in denoiser.code
+
+
+def test_the_settings_that_were_measured_are_in_the_code(tmp_path: Path) -> None:
+    options = {"shapes": "static", "dynamic_quantization": "1"}
+    report, _ = accelerated(tmp_path, Candidate(NETWORK, "openvino", options=options))
+    assert "'DYNAMIC_QUANTIZATION_GROUP_SIZE': 32" in use_it(report, tmp_path)[0].code
+    assert "'DYNAMIC_QUANTIZATION_GROUP_SIZE': 0" in use_it(_chosen(report, {"shapes": "static"}), tmp_path)[0].code
+
+
+def test_what_plain_openvino_lacks_is_said(tmp_path: Path) -> None:
+    report, _ = accelerated(tmp_path, CANDIDATES[2])
+    note = "# slower than measured: attention in int8 is a part of Stillhouse"
+    assert note not in use_it(report, tmp_path)[0].code
+    assert note in use_it(_chosen(report, {"shapes": "static", "attention": "int8"}), tmp_path)[0].code
+
+
+def _chosen(report: Report, options: dict[str, str]) -> Report:
+    candidate = Candidate(NETWORK, "openvino", options=options)
+    trial = make_trial("", 2.0, candidate=candidate, graph="model.onnx")
+    return replace(report, trials=(trial,), chosen={NETWORK: candidate.key})

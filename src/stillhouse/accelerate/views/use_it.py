@@ -21,6 +21,7 @@ from stillhouse.pipelines.runners import opening_shapes
 
 _PROVIDERS = {"cpu": (), "cuda": ("CUDA",), "tensorrt": ("Tensorrt", "CUDA")}
 _EXAMPLE_PROMPT = "a red circle"
+_WITHOUT_ATTENTION = "# slower than measured: attention in int8 is a part of Stillhouse"
 _WHOLE_BATCH = ("results = network(feeds)", "outputs = {name: results[name] for name in names}")
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -119,13 +120,14 @@ def _onnxruntime_lines(component: Component, threads: int | None, signature: Sig
 
 def _openvino_lines(component: Component, threads: int | None, signature: Signature, shapes: Shapes) -> list[str]:
     """Return lines that open a graph as `backends.openvino.open_graph` does, and run it on `feeds`."""
-    options = RunnerOptions(precision=component.precision, threads=threads, streams=component.streams)
+    options = RunnerOptions(component.precision, threads, streams=component.streams, settings=component.settings)
     fixed = fix_axes(opening_shapes(component, shapes), signature.inputs)
     lengths = {name: [axis if isinstance(axis, int) else -1 for axis in shape] for name, shape in fixed.items()}
     if component.streams > 1:
         lengths = {name: [1, *shape[1:]] for name, shape in lengths.items()}
     is_reshaped = component.static or component.streams > 1
     return [
+        *([_WITHOUT_ATTENTION] if component.settings.get("attention") == "int8" else []),
         *(["import numpy", "import openvino"] if component.streams > 1 else ["import openvino"]),
         "",
         "core = openvino.Core()",
