@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from stillhouse.backends.int8_attention import INSTRUCTIONS, int8_attention, missing_reason
+from stillhouse.backends.int8_attention import INSTRUCTIONS, int8_attention, missing_reason, multiplies_bf16
 from stillhouse.cpu import processor_flags
 from stillhouse.measure.fidelity import compare_tensors
 
@@ -35,25 +35,54 @@ def exact(q: NDArray[np.float32], k: NDArray[np.float32], v: NDArray[np.float32]
 
 
 def attend(
-    q: NDArray[np.float32], k: NDArray[np.float32], v: NDArray[np.float32], heads: int, threads: int = 1
+    q: NDArray[np.float32],
+    k: NDArray[np.float32],
+    v: NDArray[np.float32],
+    heads: int,
+    threads: int = 1,
+    wide: bool | None = None,
 ) -> NDArray[np.float32]:
-    return int8_attention(q, k, v, heads, (q.shape[2] // heads) ** -0.5, threads=threads)
+    return int8_attention(q, k, v, heads, (q.shape[2] // heads) ** -0.5, threads=threads, wide=wide)
+
+
+WIDTHS = [False, *[True] * multiplies_bf16()]
+"""Whether values and weights are multiplied in bf16, where this processor can."""
 
 
 @needs_vnni
+@pytest.mark.parametrize("wide", WIDTHS)
 @pytest.mark.parametrize("dim", [4, 8, 12, 40, 64, 72, 80, 128, 160, 256])
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (33, 3), (32, 12), (64, 77), (70, 121), (300, 300)])
-def test_it_is_attention_up_to_the_rounding(dim: int, queries: int, keys: int) -> None:
+def test_it_is_attention_up_to_the_rounding(dim: int, queries: int, keys: int, wide: bool) -> None:
     """A step of 1/127 of the largest of some hundred normal values is an error of 1 %, that is 40 dB, for each of four
-    tensors; the products average it."""
+    tensors, or of two; the products average it."""
     q, k, v = normal(2, queries, keys, 2 * dim)
-    assert compare_tensors(exact(q, k, v, 2), attend(q, k, v, 2)).sqnr > 30.0
+    assert compare_tensors(exact(q, k, v, 2), attend(q, k, v, 2, wide=wide)).sqnr > (33.0 if wide else 30.0)
 
 
 @needs_vnni
-def test_long_sequences_keep_their_accuracy() -> None:
+@pytest.mark.parametrize("wide", WIDTHS)
+def test_long_sequences_keep_their_accuracy(wide: bool) -> None:
     q, k, v = normal(1, 64, 4096, 40)
-    assert compare_tensors(exact(q, k, v, 1), attend(q, k, v, 1)).sqnr > 30.0
+    assert compare_tensors(exact(q, k, v, 1), attend(q, k, v, 1, wide=wide)).sqnr > (35.0 if wide else 30.0)
+
+
+@needs_vnni
+@pytest.mark.skipif(not multiplies_bf16(), reason="this processor does not multiply bf16")
+def test_small_weights_beside_a_large_one_are_kept_in_bf16() -> None:
+    """With scores of a standard deviation of 2, most weights are below 1/255 of the largest one, and many together."""
+    q, k, v = normal(1, 64, 4096, 40)
+    q *= 2
+    errors = {wide: compare_tensors(exact(q, k, v, 1), attend(q, k, v, 1, wide=wide)).sqnr for wide in (False, True)}
+    assert errors[True] > 33.0 > 25.0 > errors[False]
+
+
+@needs_vnni
+def test_one_large_key_costs_the_other_blocks_nothing() -> None:
+    """Each block of keys has a scale of its own."""
+    q, k, v = normal(1, 64, 1200, 40)
+    k[0, 1100] *= 20
+    assert compare_tensors(exact(q, k, v, 1), attend(q, k, v, 1)).sqnr > 25.0
 
 
 @needs_vnni

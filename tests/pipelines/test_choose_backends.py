@@ -105,14 +105,15 @@ def test_after_the_time_limit_no_further_network_is_opened(
     assert all(choice.is_cut and not choice.measured for choice in choices)
 
 
-def test_the_picture_from_which_inputs_are_recorded_is_small(pipeline: Path) -> None:
+def test_the_picture_from_which_inputs_are_recorded_is_small(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SIDE", 64)
     manifest = read_manifest(pipeline)
     large = replace(manifest, defaults=replace(manifest.defaults, width=1024, height=512))
     choose_backends(pipeline, large, seconds=0.0)
     tuned = read_manifest(pipeline).tuned
     assert tuned
     latents = read_recorded_call(pipeline / tuned.probes[DENOISER]).feeds["sample"]
-    assert np.array_equal(latents.shape[2:], np.array([128, 256]) // manifest.latent.downscale)
+    assert np.array_equal(latents.shape[2:], np.array([32, 64]) // manifest.latent.downscale)
 
 
 @pytest.mark.parametrize(

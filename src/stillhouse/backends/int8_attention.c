@@ -1,11 +1,14 @@
 /* Attention with products in int8, for processors with AVX-512 VNNI.
  *
  * softmax(scale * Q K^T) V for float32 Q, K and V of shape [rows, tokens, heads * dim]. Q and K are rounded to int8 with
- * a scale for each query and one for all keys of a head, after the mean of the keys was subtracted, which does not
- * change the softmax (SageAttention, Zhang et al. 2024). Weights are rounded to 8 bits with 255 for the largest weight
- * so far of a query, V to int8 with a scale for each channel; sums are exact in int32. The maximum and the sum of the
- * weights are kept while blocks of keys are visited (FlashAttention, Dao et al. 2022), so that scores never leave the
- * first-level cache.
+ * a scale for each query and one for each block of keys, after the mean of the keys was subtracted, which does not
+ * change the softmax (SageAttention, Zhang et al. 2024). The maximum and the sum of the weights are kept while blocks of
+ * keys are visited (FlashAttention, Dao et al. 2022), so that scores never leave the first-level cache.
+ *
+ * Where the processor multiplies bf16, weights and V are cut and rounded to bf16, and their products summed in float32.
+ * Elsewhere weights are rounded to 8 bits with 255 for the largest weight so far of a query, and V to int8 with a scale
+ * for each channel; sums are exact in int32. This is twice as fast, and loses where many small weights decide: of
+ * thousands of nearly equal weights beside a large one, each is rounded by several percent.
  *
  * A vector holds 16 queries: maxima, exponentials and sums need no operation across lanes.
  */
@@ -42,7 +45,7 @@ typedef struct {
   float scale;
   int64_t parts; /* parts of the queries of a head that are worked on by themselves */
   int64_t next;  /* next part of work */
-  int failed;
+  int failed, is_wide;
   cpu_set_t processors;
 } Call;
 
@@ -50,9 +53,10 @@ typedef struct {
  * key that only fills the last register block. `poison` is 0, or NaN where a key or a value is not finite. */
 typedef struct {
   int8_t *k; /* [keys][dim] */
-  int8_t *v; /* [keys / 4][dim][4] */
+  void *v;   /* bf16 [keys / 2][dim][2], or int8 [keys / 4][dim][4] */
   int32_t *start;
-  float k_scale, v_scale[MAX_DIM], poison;
+  float *k_scale; /* of each block of keys */
+  float v_scale[MAX_DIM], poison;
   int64_t keys;
 } Packed;
 
@@ -69,13 +73,26 @@ VNNI INLINE __m512i add_products(__m512i sums, __m512i bytes, __m512i signed_byt
   return sums;
 }
 
+/* sums + two products of bf16 in each lane. */
+VNNI INLINE __m512 add_wide_products(__m512 sums, __m512i pairs, __m512i other_pairs) {
+  __asm__("vdpbf16ps %2, %1, %0" : "+v"(sums) : "v"(pairs), "v"(other_pairs));
+  return sums;
+}
+
+/* The bf16 next to a float. */
+INLINE uint16_t to_bf16(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, 4);
+  return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
 INLINE float step_of(float top) { return top > 0 ? top / 127.f : 1.f; }
 
-VNNI static void pack(const Call *call, int64_t row, int64_t head, Packed *packed) {
+VNNI static void pack(const Call *call, int64_t row, int64_t head, Packed *packed, const int is_wide) {
   const int64_t dim = call->dim, count = call->keys, stride = call->heads * dim;
   const float *k = call->k + row * count * stride + head * dim, *v = call->v + row * count * stride + head * dim;
   float mean[MAX_DIM] = {0}, top[MAX_DIM] = {0}, inverse[MAX_DIM];
-  __m128 poison = _mm_setzero_ps(), most = _mm_setzero_ps();
+  __m128 poison = _mm_setzero_ps();
   for (int64_t i = 0; i < count; i++)
     for (int64_t d = 0; d < dim; d += 4) {
       const __m128 key = _mm_loadu_ps(k + i * stride + d), value = _mm_loadu_ps(v + i * stride + d);
@@ -86,35 +103,48 @@ VNNI static void pack(const Call *call, int64_t row, int64_t head, Packed *packe
   packed->poison = poison[0] + poison[1] + poison[2] + poison[3];
   for (int64_t d = 0; d < dim; d++) {
     mean[d] /= (float)count;
-    packed->v_scale[d] = step_of(top[d]);
+    packed->v_scale[d] = is_wide ? 1.f : step_of(top[d]);
     inverse[d] = 1.f / packed->v_scale[d];
   }
-  for (int64_t i = 0; i < count; i++)
-    for (int64_t d = 0; d < dim; d += 4)
-      most = _mm_max_ps(most, absolute(_mm_sub_ps(_mm_loadu_ps(k + i * stride + d), _mm_loadu_ps(mean + d))));
-  packed->k_scale = step_of(largest(most));
-
-  const __m128 k_inverse = _mm_set1_ps(1.f / packed->k_scale);
   memset(packed->k, 0, packed->keys * dim);
-  memset(packed->v, 0, packed->keys * dim);
+  memset(packed->v, 0, packed->keys * dim * (is_wide ? 2 : 1));
   for (int64_t i = count; i < packed->keys; i++) packed->start[i] = LOWEST;
-  for (int64_t i = 0; i < count; i++) {
-    __m128i sum = _mm_setzero_si128();
-    for (int64_t d = 0; d < dim; d += 4) {
-      const __m128 key = _mm_sub_ps(_mm_loadu_ps(k + i * stride + d), _mm_loadu_ps(mean + d));
-      const __m128i rounded = _mm_cvtps_epi32(_mm_mul_ps(key, k_inverse));
-      sum = _mm_add_epi32(sum, rounded);
-      _mm_storeu_si32(packed->k + i * dim + d, _mm_cvtepi32_epi8(rounded));
-      const __m128i value = _mm_cvtps_epi32(_mm_mul_ps(_mm_loadu_ps(v + i * stride + d), _mm_loadu_ps(inverse + d)));
-      int8_t *place = packed->v + (i & ~INT64_C(3)) * dim + d * 4 + (i & 3);
-      place[0] = (int8_t)_mm_extract_epi32(value, 0);
-      place[4] = (int8_t)_mm_extract_epi32(value, 1);
-      place[8] = (int8_t)_mm_extract_epi32(value, 2);
-      place[12] = (int8_t)_mm_extract_epi32(value, 3);
+  for (int64_t first = 0; first < count; first += BLOCK) {
+    const int64_t end = first + BLOCK < count ? first + BLOCK : count;
+    __m128 most = _mm_setzero_ps();
+    for (int64_t i = first; i < end; i++)
+      for (int64_t d = 0; d < dim; d += 4)
+        most = _mm_max_ps(most, absolute(_mm_sub_ps(_mm_loadu_ps(k + i * stride + d), _mm_loadu_ps(mean + d))));
+    const float step = step_of(largest(most));
+    packed->k_scale[first / BLOCK] = step;
+    for (int64_t i = first; i < end; i++) {
+      __m128i sum = _mm_setzero_si128();
+      for (int64_t d = 0; d < dim; d += 4) {
+        const __m128 key = _mm_sub_ps(_mm_loadu_ps(k + i * stride + d), _mm_loadu_ps(mean + d));
+        const __m128i rounded = _mm_cvtps_epi32(_mm_mul_ps(key, _mm_set1_ps(1.f / step)));
+        sum = _mm_add_epi32(sum, rounded);
+        _mm_storeu_si32(packed->k + i * dim + d, _mm_cvtepi32_epi8(rounded));
+      }
+      sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
+      sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1));
+      packed->start[i] = -OFFSET * _mm_cvtsi128_si32(sum);
     }
-    sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
-    sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1));
-    packed->start[i] = -OFFSET * _mm_cvtsi128_si32(sum);
+  }
+  for (int64_t i = 0; i < count; i++) {
+    const float *value = v + i * stride;
+    if (is_wide) {
+      uint16_t *place = (uint16_t *)packed->v + (i & ~INT64_C(1)) * dim + (i & 1);
+      for (int64_t d = 0; d < dim; d++) place[2 * d] = to_bf16(value[d]);
+    } else {
+      int8_t *place = (int8_t *)packed->v + (i & ~INT64_C(3)) * dim + (i & 3);
+      for (int64_t d = 0; d < dim; d += 4) {
+        const __m128i four = _mm_cvtps_epi32(_mm_mul_ps(_mm_loadu_ps(value + d), _mm_loadu_ps(inverse + d)));
+        place[4 * d] = (int8_t)_mm_extract_epi32(four, 0);
+        place[4 * d + 4] = (int8_t)_mm_extract_epi32(four, 1);
+        place[4 * d + 8] = (int8_t)_mm_extract_epi32(four, 2);
+        place[4 * d + 12] = (int8_t)_mm_extract_epi32(four, 3);
+      }
+    }
   }
 }
 
@@ -129,16 +159,39 @@ VNNI INLINE __m512 exp2_vector(__m512 x) {
   return _mm512_scalef_ps(y, whole);
 }
 
-/* 2^(score * scale + shift), rounded to an integer of 0 to 255. Degree 3 has a relative error of 1e-4, less than the
- * rounding. */
-VNNI INLINE __m512i weight_of(const int32_t *scores, __m512 scale, __m512 shift) {
+/* 2^(score * scale + shift). Degree 3 has a relative error of 1e-4, less than the rounding of weights. */
+VNNI INLINE __m512 weight_of(const int32_t *scores, __m512 scale, __m512 shift) {
   const __m512 x = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_load_si512(scores)), scale, shift);
   const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   const __m512 part = _mm512_sub_ps(x, whole);
   __m512 y = _mm512_fmadd_ps(_mm512_set1_ps(0.05550411f), part, _mm512_set1_ps(0.24022651f));
   y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(0.69314718f));
   y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(1.f));
-  return _mm512_cvtps_epi32(_mm512_scalef_ps(y, whole));
+  return _mm512_scalef_ps(y, whole);
+}
+
+/* Weights of four keys rounded to integers of 0 to 255, [QUERIES / 2][4]; they are added to `added`. */
+VNNI INLINE void round_weights(const int32_t *scores, __m512 scale, __m512 shift, uint8_t *weights, __m512i *added) {
+  const __m512i a = _mm512_cvtps_epi32(weight_of(scores, scale, shift));
+  const __m512i b = _mm512_cvtps_epi32(weight_of(scores + QUERIES, scale, shift));
+  const __m512i c = _mm512_cvtps_epi32(weight_of(scores + 2 * QUERIES, scale, shift));
+  const __m512i d = _mm512_cvtps_epi32(weight_of(scores + 3 * QUERIES, scale, shift));
+  const __m512i low = _mm512_or_si512(a, _mm512_slli_epi32(b, 8));
+  const __m512i high = _mm512_or_si512(_mm512_slli_epi32(c, 16), _mm512_slli_epi32(d, 24));
+  const __m512i four = _mm512_or_si512(low, high);
+  *added = add_products(*added, four, _mm512_set1_epi8(1));
+  _mm512_store_si512(weights, four);
+}
+
+/* Weights of two keys cut to bf16, [QUERIES / 2][2]; they are added to `added`. All are cut alike, and divided by the
+ * sum of cut ones, so that what is cut off on average does not count. */
+VNNI INLINE void cut_weights(const int32_t *scores, __m512 scale, __m512 shift, uint16_t *weights, __m512 *added) {
+  const __m512i a = _mm512_castps_si512(weight_of(scores, scale, shift));
+  const __m512i b = _mm512_castps_si512(weight_of(scores + QUERIES, scale, shift));
+  const __m512i high = _mm512_set1_epi32((int32_t)0xffff0000);
+  const __m512i two = _mm512_ternarylogic_epi32(b, high, _mm512_srli_epi32(a, 16), 0xea); /* (b & high) | a >> 16 */
+  *added = add_wide_products(*added, two, _mm512_set1_epi32(0x3f803f80)); /* 1 and 1 */
+  _mm512_store_si512(weights, two);
 }
 
 /* Scores of `count` keys from `first` on, a multiple of KEYS: [count][QUERIES]; `top` is raised to the largest. */
@@ -196,12 +249,39 @@ VNNI INLINE void add_values(const uint8_t *weights, const int8_t *v, int64_t cou
   }
 }
 
+/* The same for weights and values in bf16. */
+VNNI INLINE void add_wide_values(const uint16_t *weights, const uint16_t *v, int64_t count, const int64_t dim,
+                                 const int group, const __m512 decay[2], float *sums) {
+  for (int64_t d = 0; d < dim; d += group) {
+    __m512 products[10][2];
+#pragma GCC unroll 10
+    for (int i = 0; i < group; i++)
+      for (int half = 0; half < 2; half++)
+        products[i][half] = _mm512_mul_ps(_mm512_load_ps(sums + (d + i) * QUERIES + half * LANES), decay[half]);
+    for (int64_t key = 0; key < count; key += 2) {
+      const __m512i left = _mm512_load_si512(weights + key * QUERIES);
+      const __m512i right = _mm512_load_si512(weights + key * QUERIES + 2 * LANES);
+#pragma GCC unroll 10
+      for (int i = 0; i < group; i++) {
+        int32_t two;
+        memcpy(&two, v + key * dim + (d + i) * 2, 4);
+        products[i][0] = add_wide_products(products[i][0], left, _mm512_set1_epi32(two));
+        products[i][1] = add_wide_products(products[i][1], right, _mm512_set1_epi32(two));
+      }
+    }
+#pragma GCC unroll 10
+    for (int i = 0; i < group; i++)
+      for (int half = 0; half < 2; half++)
+        _mm512_store_ps(sums + (d + i) * QUERIES + half * LANES, products[i][half]);
+  }
+}
+
 /* Output of at most QUERIES queries from `first` on, of one head. */
 VNNI INLINE void attend(const Call *call, int64_t row, int64_t head, int64_t first, const Packed *packed,
-                        const int64_t dim, const int group) {
+                        const int64_t dim, const int group, const int is_wide) {
   __attribute__((aligned(64))) uint8_t q[MAX_DIM * QUERIES]; /* [dim / 4][QUERIES][4] */
   __attribute__((aligned(64))) int32_t scores[BLOCK * QUERIES];
-  __attribute__((aligned(64))) uint8_t weights[BLOCK * QUERIES]; /* [keys / 4][QUERIES][4] */
+  __attribute__((aligned(64))) uint16_t weights[BLOCK * QUERIES]; /* bf16 [keys / 2][QUERIES][2], or uint8 */
   __attribute__((aligned(64))) float sums[MAX_DIM * QUERIES], scales[QUERIES];
   const int64_t stride = call->heads * dim, count = call->queries - first < QUERIES ? call->queries - first : QUERIES;
   const float *queries = call->q + (row * call->queries + first) * stride + head * dim;
@@ -215,47 +295,48 @@ VNNI INLINE void attend(const Call *call, int64_t row, int64_t head, int64_t fir
     }
     poison[i] = packed->poison + sum[0] + sum[1] + sum[2] + sum[3];
     const float step = step_of(largest(top));
-    scales[i] = step * packed->k_scale * call->scale * 1.44269504f; /* 1 / ln 2: powers of 2 are taken */
+    scales[i] = step * call->scale * 1.44269504f; /* 1 / ln 2: powers of 2 are taken */
     for (int64_t d = 0; d < dim; d += 4) {
       const __m128i rounded = _mm_cvtps_epi32(_mm_mul_ps(_mm_loadu_ps(query + d), _mm_set1_ps(1.f / step)));
       _mm_storeu_si32(q + d * QUERIES + i * 4, _mm_cvtepi32_epi8(_mm_add_epi32(rounded, _mm_set1_epi32(OFFSET))));
     }
   }
   memset(sums, 0, dim * QUERIES * sizeof(float));
-  __m512 scale[2], total[2], top[2];
+  __m512 total[2], top[2];
   for (int half = 0; half < 2; half++) {
-    scale[half] = _mm512_load_ps(scales + half * LANES);
     total[half] = _mm512_setzero_ps();
     top[half] = _mm512_set1_ps(-1e30f);
   }
+  /* log2(255) makes the largest weight 255. */
+  const __m512 largest_weight = _mm512_set1_ps(is_wide ? 0.f : 7.9943535f);
   for (int64_t key = 0; key < packed->keys; key += BLOCK) {
     const int64_t block = packed->keys - key < BLOCK ? packed->keys - key : BLOCK;
     __m512i block_top[2] = {_mm512_set1_epi32(LOWEST), _mm512_set1_epi32(LOWEST)};
     score_keys(q, packed, key, block, dim, scores, block_top);
-    __m512 decay[2], shift[2];
-    __m512i added[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+    __m512 decay[2];
     for (int half = 0; half < 2; half++) {
-      const __m512 raised = _mm512_max_ps(top[half], _mm512_mul_ps(_mm512_cvtepi32_ps(block_top[half]), scale[half]));
+      const __m512 scale =
+          _mm512_mul_ps(_mm512_load_ps(scales + half * LANES), _mm512_set1_ps(packed->k_scale[key / BLOCK]));
+      const __m512 raised = _mm512_max_ps(top[half], _mm512_mul_ps(_mm512_cvtepi32_ps(block_top[half]), scale));
       decay[half] = exp2_vector(_mm512_max_ps(_mm512_sub_ps(top[half], raised), _mm512_set1_ps(-126.f)));
-      shift[half] = _mm512_sub_ps(_mm512_set1_ps(7.9943535f), raised); /* log2(255): the largest weight is 255 */
       top[half] = raised;
-    }
-    for (int64_t i = 0; i < block; i += 4)
-      for (int half = 0; half < 2; half++) {
-        const int32_t *place = scores + i * QUERIES + half * LANES;
-        const __m512i a = weight_of(place, scale[half], shift[half]);
-        const __m512i b = weight_of(place + QUERIES, scale[half], shift[half]);
-        const __m512i c = weight_of(place + 2 * QUERIES, scale[half], shift[half]);
-        const __m512i d = weight_of(place + 3 * QUERIES, scale[half], shift[half]);
-        const __m512i low = _mm512_or_si512(a, _mm512_slli_epi32(b, 8));
-        const __m512i high = _mm512_or_si512(_mm512_slli_epi32(c, 16), _mm512_slli_epi32(d, 24));
-        const __m512i four = _mm512_or_si512(low, high);
-        added[half] = add_products(added[half], four, _mm512_set1_epi8(1));
-        _mm512_store_si512(weights + i * QUERIES + half * 4 * LANES, four);
+      const __m512 shift = _mm512_sub_ps(largest_weight, raised);
+      const int32_t *place = scores + half * LANES;
+      if (is_wide) {
+        __m512 added = _mm512_setzero_ps();
+        for (int64_t i = 0; i < block; i += 2)
+          cut_weights(place + i * QUERIES, scale, shift, weights + i * QUERIES + half * 2 * LANES, &added);
+        total[half] = _mm512_fmadd_ps(total[half], decay[half], added);
+      } else {
+        __m512i added = _mm512_setzero_si512();
+        uint8_t *bytes = (uint8_t *)weights + half * 4 * LANES;
+        for (int64_t i = 0; i < block; i += 4)
+          round_weights(place + i * QUERIES, scale, shift, bytes + i * QUERIES, &added);
+        total[half] = _mm512_fmadd_ps(total[half], decay[half], _mm512_cvtepi32_ps(added));
       }
-    for (int half = 0; half < 2; half++)
-      total[half] = _mm512_fmadd_ps(total[half], decay[half], _mm512_cvtepi32_ps(added[half]));
-    add_values(weights, packed->v + key * dim, block, dim, group, decay, sums);
+    }
+    if (is_wide) add_wide_values(weights, (uint16_t *)packed->v + key * dim, block, dim, group, decay, sums);
+    else add_values((uint8_t *)weights, (int8_t *)packed->v + key * dim, block, dim, group, decay, sums);
   }
   for (int half = 0; half < 2; half++)
     _mm512_store_ps(scales + half * LANES, _mm512_div_ps(_mm512_set1_ps(1.f), total[half]));
@@ -265,40 +346,48 @@ VNNI INLINE void attend(const Call *call, int64_t row, int64_t head, int64_t fir
       out[i * stride + d] = sums[d * QUERIES + i] * packed->v_scale[d] * scales[i] + poison[i];
 }
 
-VNNI static void run_part(const Call *call, int64_t item, Packed *packed) {
+VNNI INLINE void run_part(const Call *call, int64_t item, Packed *packed, const int is_wide) {
   const int64_t part = item % call->parts, head = item / call->parts % call->heads, row = item / call->parts / call->heads;
   const int64_t tiles = (call->queries + QUERIES - 1) / QUERIES;
-  pack(call, row, head, packed);
+  pack(call, row, head, packed, is_wide);
   for (int64_t tile = tiles * part / call->parts; tile < tiles * (part + 1) / call->parts; tile++) {
+    const int64_t first = tile * QUERIES;
     /* Constants for the common sizes, so that the compiler unrolls the loops over channels. */
     switch (call->dim) {
-      case 40: attend(call, row, head, tile * QUERIES, packed, 40, 10); break;
-      case 64: attend(call, row, head, tile * QUERIES, packed, 64, 8); break;
-      case 80: attend(call, row, head, tile * QUERIES, packed, 80, 10); break;
-      case 128: attend(call, row, head, tile * QUERIES, packed, 128, 8); break;
+      case 40: attend(call, row, head, first, packed, 40, 10, is_wide); break;
+      case 64: attend(call, row, head, first, packed, 64, 8, is_wide); break;
+      case 80: attend(call, row, head, first, packed, 80, 10, is_wide); break;
+      case 128: attend(call, row, head, first, packed, 128, 8, is_wide); break;
       default:
-        if (call->dim % 8 == 0) attend(call, row, head, tile * QUERIES, packed, call->dim, 8);
-        else attend(call, row, head, tile * QUERIES, packed, call->dim, 4);
+        if (call->dim % 8 == 0) attend(call, row, head, first, packed, call->dim, 8, is_wide);
+        else attend(call, row, head, first, packed, call->dim, 4, is_wide);
     }
   }
 }
+
+VNNI static void run_bytes(const Call *call, int64_t item, Packed *packed) { run_part(call, item, packed, 0); }
+
+VNNI static void run_wide(const Call *call, int64_t item, Packed *packed) { run_part(call, item, packed, 1); }
 
 static void *work(void *argument) {
   Call *call = argument;
   Packed packed;
   packed.keys = (call->keys + KEYS - 1) / KEYS * KEYS;
   packed.k = malloc(packed.keys * call->dim);
-  packed.v = malloc(packed.keys * call->dim);
+  packed.v = malloc(packed.keys * call->dim * sizeof(uint16_t));
   packed.start = malloc(packed.keys * sizeof(int32_t));
-  if (!packed.k || !packed.v || !packed.start) call->failed = 1;
+  packed.k_scale = malloc((packed.keys / BLOCK + 1) * sizeof(float));
+  if (!packed.k || !packed.v || !packed.start || !packed.k_scale) call->failed = 1;
   while (!call->failed) {
     const int64_t item = __atomic_fetch_add(&call->next, 1, __ATOMIC_RELAXED);
     if (item >= call->rows * call->heads * call->parts) break;
-    run_part(call, item, &packed);
+    if (call->is_wide) run_wide(call, item, &packed);
+    else run_bytes(call, item, &packed);
   }
   free(packed.k);
   free(packed.v);
   free(packed.start);
+  free(packed.k_scale);
   return NULL;
 }
 
@@ -313,12 +402,12 @@ static cpu_set_t processors;
 /* Remembers on which processors threads may run. To be called before a runtime pins the thread. */
 void int8_attention_setup(void) { sched_getaffinity(0, sizeof processors, &processors); }
 
-/* Computes the attention on `threads` threads. `dim` is a multiple of 4, at most MAX_DIM. Returns 0, or 1 where there
- * is too little memory. Rows and heads do not influence each other, and the result does not depend on `threads`. */
+/* Computes the attention on `threads` threads. `dim` is a multiple of 4, at most MAX_DIM. `is_wide` says that weights
+ * and V are multiplied in bf16, which the processor must have. Returns 0, or 1 where there is too little memory. Rows and heads do not influence each other, and the result does not depend on `threads`. */
 int int8_attention(const float *q, const float *k, const float *v, float *out, int64_t rows, int64_t queries,
-                   int64_t keys, int64_t heads, int64_t dim, float scale, int threads) {
+                   int64_t keys, int64_t heads, int64_t dim, float scale, int threads, int is_wide) {
   const int64_t parts = rows * heads < threads ? (threads + rows * heads - 1) / (rows * heads) : 1;
-  Call call = {q, k, v, out, rows, queries, keys, heads, dim, scale, parts, 0, 0, processors};
+  Call call = {q, k, v, out, rows, queries, keys, heads, dim, scale, parts, 0, 0, is_wide, processors};
   pthread_t others[MAX_THREADS];
   int started = 0;
   while (started + 1 < threads && started < MAX_THREADS && !pthread_create(&others[started], NULL, work_beside, &call))
@@ -333,7 +422,7 @@ int int8_attention(const float *q, const float *k, const float *v, float *out, i
 void int8_attention_setup(void) {}
 
 int int8_attention(const float *q, const float *k, const float *v, float *out, int64_t rows, int64_t queries,
-                   int64_t keys, int64_t heads, int64_t dim, float scale, int threads) {
+                   int64_t keys, int64_t heads, int64_t dim, float scale, int threads, int is_wide) {
   return 2;
 }
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from stillhouse.cpu import processor_flags
 from stillhouse.errors import BackendFailed, RuntimeMissing
 
-INSTRUCTIONS = ("avx512f", "avx512_vnni")
-"""Instruction set extensions that the function needs."""
+INSTRUCTIONS, BF16 = ("avx512f", "avx512_vnni"), "avx512_bf16"
+"""Instruction set extensions that the function needs, and the one with which it multiplies bf16."""
 MAX_DIM = 256
 """Largest number of channels of a head; it must be a multiple of DIM_MULTIPLE."""
 DIM_MULTIPLE = 4
@@ -41,10 +41,13 @@ def int8_attention(
     *,
     out: NDArray[np.float32] | None = None,
     threads: int = 1,
+    wide: bool | None = None,
 ) -> NDArray[np.float32]:
     """Return softmax(scale * Q K^T) V for each head, float32 [rows, queries, heads * channels].
 
-    Queries, keys, values and weights are rounded to 8 bits; for normally distributed tensors, the result keeps 30 dB.
+    Queries and keys are rounded to 8 bits, values and weights to bf16, or to 8 bits as well on processors that do not
+    multiply bf16. For normally distributed tensors, the result keeps 40 dB, or 35 dB; where scores
+    have a standard deviation of 2, 36 dB, or 18 dB.
     Rows and heads do not influence each other, and the result does not depend on `threads`. A row with NaN or infinity
     in an input has NaN in its output.
 
@@ -55,6 +58,7 @@ def int8_attention(
         scale: factor of the products, usually channels ** -0.5.
         out: contiguous array for the result; None: a new one.
         threads: number of threads.
+        wide: whether values and weights are multiplied in bf16; None: where the processor does so.
 
     Raises:
         RuntimeMissing: the processor or the installation lacks the function; see `missing_reason`.
@@ -68,9 +72,16 @@ def int8_attention(
     result = np.empty_like(queries) if out is None else out
     arrays = (ctypes.c_void_p(array.ctypes.data) for array in (queries, keys, values, result))
     sizes = map(ctypes.c_int64, (rows, count, keys.shape[1], heads, width // heads))
-    if load_library().int8_attention(*arrays, *sizes, ctypes.c_float(scale), threads):
+    is_wide = multiplies_bf16() if wide is None else wide
+    if load_library().int8_attention(*arrays, *sizes, ctypes.c_float(scale), threads, is_wide):
         raise BackendFailed("there is too little memory for attention in int8")
     return result
+
+
+@cache
+def multiplies_bf16() -> bool:
+    """Return whether values and weights are multiplied in bf16 on this processor."""
+    return BF16 in processor_flags()
 
 
 @cache

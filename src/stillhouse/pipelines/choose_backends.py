@@ -114,18 +114,21 @@ def choose_backends(directory: Path, manifest: Manifest, seconds: float = SECOND
 
 
 def offer_backends(directory: Path, manifest: Manifest) -> Manifest:
-    """Write into a pipeline's manifest what a machine that opens it needs to choose the denoiser's backend.
+    """Write into a pipeline's manifest what a machine that opens it needs to choose how denoiser and decoder run.
 
-    The new manifest is returned. Nothing is measured. Offered are OpenVINO in bf16 and the baseline, beside what the
-    manifest says.
+    The new manifest is returned. Nothing is measured. Offered are OpenVINO in f32 and bf16 and the baseline, beside
+    what the manifest says.
     """
     plain = _plain_components(manifest)
-    recorded = _record_calls(directory, replace(manifest, components=plain))[DENOISER].content
-    path = f"{VERIFY_FOLDER}/{DENOISER}.npz"
-    write_recorded_call(directory / path, recorded)
-    chosen = manifest.components[DENOISER]
-    offered = (replace(chosen, backend="openvino", precision="bf16"), plain[DENOISER])
-    tuned = Tuned("", MIN_SQNR, {DENOISER: path}, {DENOISER: offered}, needs_equal_rows=True)
+    recorded = _record_calls(directory, replace(manifest, components=plain))
+    probes, alternatives = {}, {}
+    for role in (DENOISER, DECODER):
+        probes[role] = f"{VERIFY_FOLDER}/{role}.npz"
+        write_recorded_call(directory / probes[role], recorded[role].content)
+        chosen = manifest.components[role]
+        offered = [replace(chosen, backend="openvino", precision=precision) for precision in ("f32", "bf16")]
+        alternatives[role] = tuple(component for component in (*offered, plain[role]) if component != chosen)
+    tuned = Tuned("", MIN_SQNR, probes, alternatives, needs_equal_rows=True)
     return write_manifest(directory, replace(manifest, tuned=tuned))
 
 
