@@ -7,11 +7,10 @@ plain graph in f32.
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from benchmarks.race.subject import ACCELERATED, CHANNELS, DOWNSCALE, PIPELINE, 
 from benchmarks.record import write_results
 from stillhouse.backends.openvino import open_graph
 from stillhouse.backends.openvino_attention import AttentionOps
+from stillhouse.backends.openvino_operations import count_operations
 from stillhouse.backends.runner import RunnerOptions
 from stillhouse.backends.signature import read_signature
 from stillhouse.measure.clock import paired_ratio, run_interleaved, summarise
@@ -34,6 +34,7 @@ from stillhouse.pipelines.roles import DECODER, DENOISER
 NAME = "levers"
 ROUNDS, THREADS, PEAK_CALLS = 5, 2, 7
 KINDS = ("convolutions", "linear layers", "attention", "everything else")
+_KIND_NAMES = dict(zip(("convolution", "linear", "product"), KINDS, strict=False))
 _PRODUCTS = ("MatMul", "ScaledDotProductAttention", "MHA", "Reference")
 
 
@@ -252,7 +253,10 @@ def measure_parts(lever: Lever) -> dict[str, dict[str, float]]:
     feeds = feeds_of(lever)
     model.reshape({name: list(array.shape) for name, array in feeds.items()})
     parts = Parts()
-    products = dict(count_operations(model, parts.operations))
+    products = {}
+    for layer in count_operations(model):
+        parts.operations[_KIND_NAMES[layer.kind]] += layer.operations
+        products[layer.name] = _KIND_NAMES[layer.kind]
     if lever.attention == "int8":
         import openvino.passes
 
@@ -282,24 +286,6 @@ def _kind(node_type: str, names: list[str], products: Mapping[str, str]) -> str:
     if node_type in _PRODUCTS or found:
         return "linear layers" if found == {"linear layers"} else "attention"
     return "everything else"
-
-
-def count_operations(model: Any, operations: Counter[str]) -> Iterator[tuple[str, str]]:
-    """Add the operations of a model of static shapes by kind, and yield the kind of each matrix product by name."""
-    varying: set[str] = set()  # names of the nodes that depend on an input
-    for node in model.get_ordered_ops():
-        kind, name = node.get_type_name(), node.get_friendly_name()
-        inputs = [value.get_node().get_friendly_name() in varying for value in node.input_values()]
-        if kind == "Parameter" or any(inputs):
-            varying.add(name)
-        if kind == "Convolution":
-            weight = node.input_value(1).get_shape()
-            operations["convolutions"] += 2 * prod(node.output(0).get_shape()) * prod(list(weight)[1:])
-        elif kind == "MatMul":
-            product = "attention" if all(inputs) else "linear layers"
-            first, transposed = list(node.input_value(0).get_shape()), node.get_attributes()["transpose_a"]
-            operations[product] += 2 * prod(node.output(0).get_shape()) * first[-2 if transposed else -1]
-            yield name, product
 
 
 def peaks_table(results: Mapping[str, Any]) -> str:

@@ -38,6 +38,7 @@ from stillhouse.backends.onnx_edit import (
     set_repeated,
     store_inner_constants,
 )
+from stillhouse.backends.openvino_operations import count_operations
 from stillhouse.backends.opset import set_standard_opset, standard_opset, with_opset
 from stillhouse.backends.qdq import QUANT_TYPES, WEIGHT_TYPES, QdqRewriter, QuantType, Ranges, WeightType, output_axis
 from stillhouse.backends.runtime import require, translate_errors
@@ -51,6 +52,7 @@ Feeds = Sequence[Mapping[str, NDArray[Any]]]
 _OPSET = 13  # opset 13 is the first in which DequantizeLinear takes a scale for each channel
 _WITH_FP8, _IR_WITH_FP8 = 19, 9
 _ACTIVATIONS = ("Relu", "Clip")
+_LIGHT_SHARE, _SHORTCUT = 0.0005, "conv_shortcut"
 _FLOAT = 1  # TensorProto.FLOAT as a number, so that onnx is imported only when a graph is quantised
 
 
@@ -179,6 +181,9 @@ def quantize_openvino(graph: Path, out: Path, feeds: Feeds, *, keep: Collection[
     signal to noise ratio is 30 dB, and 25 dB at the worst noise level. With NNCF's defaults (alpha 0.95, no
     convolutions, ranges that are means over the feeds), the ratios are 24 dB and 8 dB.
 
+    Layers that cost little time and lose much stay as they are, see `_costly_to_round`: at Stable Diffusion 1.5's size
+    (random weights) this gains 4 to 5 dB with 3 % of the operations.
+
     Args:
         graph: an ONNX file.
         out: file to write, whose name ends in .xml; the weights go to the .bin file beside it.
@@ -194,6 +199,7 @@ def quantize_openvino(graph: Path, out: Path, feeds: Feeds, *, keep: Collection[
     _check_feeds(feeds)
     with _nncf(graph, out, keep) as (nncf, model, ignored):
         advanced = require("nncf.quantization.advanced_parameters")
+        ignored = nncf.IgnoredScope(names=[*ignored.names, *_costly_to_round(model, feeds[0])], validate=False)
         ranges = require("nncf.quantization.range_estimator").RangeEstimatorParametersSet
         parameters = advanced.AdvancedQuantizationParameters(
             activations_range_estimator_params=ranges.MINMAX,
@@ -223,6 +229,24 @@ def quantize_openvino(graph: Path, out: Path, feeds: Feeds, *, keep: Collection[
             allowed="a convolution or matrix product with weights, outside of loops",
         )
     openvino.save_openvino_model(quantised, out)
+
+
+def _costly_to_round(model: Any, feeds: Mapping[str, NDArray[Any]]) -> list[str]:
+    """Return OpenVINO's names of the layers that cost little time and whose rounding loses much.
+
+    These are layers with less than `_LIGHT_SHARE` of all operations, such as the first and the last convolution and
+    those of the time embedding, on which all others depend; and the 1x1 convolutions beside residual blocks, as
+    diffusers names them: they read two parts of different scale, joined, without a normalisation before.
+    """
+    sized = model.clone()
+    sized.reshape({name: list(array.shape) for name, array in feeds.items()})
+    layers = list(count_operations(sized))
+    least = _LIGHT_SHARE * sum(layer.operations for layer in layers)
+    return [
+        layer.name
+        for layer in layers
+        if layer.kind != "product" and (layer.operations < least or _SHORTCUT in layer.name)
+    ]
 
 
 def compress_openvino_weights(graph: Path, out: Path, *, bits: Literal[8, 4] = 8, keep: Collection[str] = ()) -> None:
