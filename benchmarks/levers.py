@@ -81,12 +81,17 @@ LEVERS: Mapping[str, Lever] = {
 
 
 def main() -> None:
-    """Measure peaks, parts and levers, and write the results."""
-    peaks = measure_peaks()
-    print(peaks, flush=True)
-    parts = {name: measure_parts(LEVERS[name]) for name in LEVERS if is_there(LEVERS[name])}
-    print(parts, flush=True)
-    write_results(NAME, {"peaks": peaks, "parts": parts, "levers": measure_levers()})
+    """Measure peaks, parts and levers, and write the results after each lever."""
+    names = [name for name in LEVERS if is_there(LEVERS[name])]
+    measured: dict[str, Any] = {"peaks": measure_peaks(), "parts": {}, "levers": []}
+    for name in names:
+        measured["parts"][name] = measure_parts(LEVERS[name])
+    write_results(NAME, measured)
+    for name in names:
+        base = next(other for other in LEVERS if LEVERS[other].role == LEVERS[name].role)
+        if name != base:
+            measured["levers"].append(measure_lever(name, base))
+            write_results(NAME, measured)
 
 
 def graph_of(lever: Lever) -> Path:
@@ -103,12 +108,12 @@ def is_there(lever: Lever) -> bool:
 
 
 def feeds_of(lever: Lever) -> dict[str, NDArray[np.float32]]:
-    """Return inputs of one call: normally distributed latents and texts."""
+    """Return inputs of one call: normally distributed latents and texts, of which one row is the first of two."""
     random, side = np.random.default_rng(0), SIDE // DOWNSCALE
-    latents = random.standard_normal((lever.rows, CHANNELS, side, side)).astype(np.float32)
+    sizes = ((2, CHANNELS, side, side), (2, TOKENS, WIDTH))
+    latents, states = (random.standard_normal(size).astype(np.float32)[: lever.rows] for size in sizes)
     if lever.role == DECODER:
         return dict(zip(read_signature(graph_of(lever)).inputs, [latents], strict=True))
-    states = random.standard_normal((lever.rows, TOKENS, WIDTH)).astype(np.float32)
     return {
         "sample": latents,
         "timestep": np.full(lever.rows, TIMESTEP, np.float32),
@@ -129,27 +134,22 @@ def open_lever(lever: Lever, threads: int) -> Callable[[], NDArray[Any]]:
     return lambda: next(iter(runner(feeds).values()))
 
 
-def measure_levers() -> list[dict[str, Any]]:
-    """Time each lever in turns with the plain graph of the same network in f32; all outputs are compared with its."""
-    rows = []
-    for name, lever in LEVERS.items():
-        base = next(other for other in LEVERS if LEVERS[other].role == lever.role)
-        if not is_there(lever):
-            continue
-        row: dict[str, Any] = {"lever": name, "price": lever.price}
-        if name != base:
-            with ExitStack() as stack:
-                pair = (base, name)
-                timers = {one: stack.enter_context(GeneratorProcess(one, THREADS, "benchmarks.levers")) for one in pair}
-                seconds = run_interleaved(timers, ROUNDS)
-            row["ratio"] = asdict(paired_ratio(seconds[base], seconds[name]))
-            row["seconds"] = asdict(summarise(seconds[name]))
-            row["base_seconds"] = asdict(summarise(seconds[base]))
-            exact = open_lever(LEVERS[base], THREADS)()[: lever.rows]
-            row["sqnr"] = compare_tensors(exact, open_lever(lever, THREADS)()).sqnr
-            print(f"{name}: {row['ratio']['value']:.2f}x, {row['sqnr']:.1f} dB", flush=True)
-            rows.append(row)
-    return rows
+def measure_lever(name: str, base: str) -> dict[str, Any]:
+    """Time a lever in turns with the plain graph of the same network in f32, and compare their outputs."""
+    lever = LEVERS[name]
+    with ExitStack() as stack:
+        timers = {one: stack.enter_context(GeneratorProcess(one, THREADS, "benchmarks.levers")) for one in (base, name)}
+        seconds = run_interleaved(timers, ROUNDS)
+    exact = open_lever(LEVERS[base], THREADS)()[: lever.rows]
+    row: dict[str, Any] = {
+        "lever": name,
+        "price": lever.price,
+        "ratio": asdict(paired_ratio(seconds[base], seconds[name])),
+        "seconds": asdict(summarise(seconds[name])),
+        "sqnr": compare_tensors(exact, open_lever(lever, THREADS)()).sqnr,
+    }
+    print(f"{name}: {row['ratio']['value']:.2f}x, {row['sqnr']:.1f} dB", flush=True)
+    return row
 
 
 def measure_peaks() -> dict[str, dict[str, float]]:
