@@ -25,7 +25,8 @@ class StillhouseEngine:
 
         self._pipeline = stillhouse.load(directory, **options)
         component = self._pipeline.manifest.components[DENOISER]
-        self.precision = f"{component.backend} {options.get('precision') or component.precision}"
+        quantised = "int8, " if "int8" in component.graph else ""
+        self.precision = f"{component.backend} {quantised}{options.get('precision') or component.precision}"
 
     def generate(self, prompt: str, steps: int) -> Picture:
         """Generate a picture as `Subject.generate` says."""
