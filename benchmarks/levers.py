@@ -153,7 +153,7 @@ def measure_lever(name: str, base: str) -> dict[str, Any]:
 
 
 def measure_peaks() -> dict[str, dict[str, float]]:
-    """Return the highest rates of this machine, GOP/s, by precision and kind of layer: large layers of OpenVINO."""
+    """Return the rates of two large layers on OpenVINO, GOP/s, by precision and kind of layer."""
     layers = {
         "matrix product": (_product(8192, 1280, 1280), 2.0 * 8192 * 1280 * 1280),
         "convolution, 3x3": (_convolution(640, 32, 640), 2.0 * 2 * 32 * 32 * 640 * 640 * 9),
@@ -296,7 +296,7 @@ def peaks_table(results: Mapping[str, Any]) -> str:
 
 
 def parts_table(results: Mapping[str, Any]) -> str:
-    """Return seconds, rate and share of the int8 peak of each kind of layer, by lever."""
+    """Return seconds and rate of each kind of layer, and the share of the best int8 rate of `peaks`, by lever."""
     peak = max(results["peaks"]["int8"].values())
     rows = []
     for name, parts in results["parts"].items():
@@ -310,7 +310,7 @@ def parts_table(results: Mapping[str, Any]) -> str:
         ]
         rate = operations / total / 1e9
         rows.append([name, *cells, f"{total:.2f} s, {rate:,.0f}", f"{rate / peak:.0%}"])
-    return markdown_table(["seconds, GOP/s", *KINDS, "all", "of the int8 peak"], rows)
+    return markdown_table(["seconds, GOP/s", *KINDS, "all", "of the best int8 rate"], rows)
 
 
 def levers_table(results: Mapping[str, Any]) -> str:

@@ -153,6 +153,8 @@ def test_the_table_has_a_row_for_each_subject_and_a_reason_for_what_is_missing()
     assert "**1.90x** (1.80 to 2.00)" in text
     assert f"**{REFERENCE}** | openvino bf16 | 1.00 s | 3.0 s | 10.0 s" in text
     assert "stable-diffusion.cpp, q8_0: SubjectFailed: no module" in text
+    (untimed,) = (line for line in text.splitlines() if line.startswith("Not timed yet: "))
+    assert "diffusers, bf16;" in untimed and "OpenVINO GenAI, static;" not in untimed and REFERENCE not in untimed
 
 
 def test_the_summary_has_the_systems_that_people_run() -> None:

@@ -1,13 +1,13 @@
 """Tables of the race."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
 from benchmarks.grid import markdown_table
 from benchmarks.race.subjects import IMPORTED, REFERENCE, STEPS, SUBJECTS
+from stillhouse.accelerate.views.formatting import format_psnr, format_sqnr
 
-_EQUAL_PSNR = 99.0
 SUMMARY_STEPS = ("3", "20")
 
 
@@ -16,7 +16,7 @@ def race_table(results: Mapping[str, Any]) -> str:
     rows = results["rows"]
     timed = {name: row for name, row in rows.items() if "pictures" in row}
     head = ["512x512, guidance, DDIM", "ran in", "an evaluation", "decoding", *(f"{steps} steps" for steps in STEPS)]
-    head += ["load, first picture", "peak memory", "SQNR", "PSNR", f"{STEPS[-1]} steps, Stillhouse is faster by"]
+    head += ["load, first picture", "peak memory", "SQNR", "PSNR", f"{STEPS[-1]} steps: accelerated is faster by"]
     lines = [
         [
             name,
@@ -26,15 +26,17 @@ def race_table(results: Mapping[str, Any]) -> str:
             *(_seconds(row["pictures"].get(str(steps), {}).get("seconds")) for steps in STEPS),
             f"{row['load_seconds']:.0f} s, {row['first_picture_seconds']:.0f} s",
             f"{row['peak_bytes'] / 2**30:.1f} GiB",
-            f"{row['sqnr']:.1f} dB" if "sqnr" in row else "",
-            _psnr(row.get("psnr")),
+            _decibels(row.get("sqnr"), format_sqnr),
+            _decibels(row.get("psnr"), format_psnr),
             _ratio(row["pictures"].get(str(STEPS[-1]))),
         ]
         for name, row in timed.items()
     ]
     lines.append(_reference_line(list(timed.values())))
     missing = "".join(f"{name}: {row['reason']}\n" for name, row in rows.items() if "reason" in row)
-    return markdown_table(head, lines) + (f"\nNot measured:\n\n{missing}" if missing else "")
+    untimed = "; ".join(name for name in SUBJECTS if name not in rows and name != REFERENCE)
+    notes = (f"\nNot measured:\n\n{missing}" if missing else "") + (f"\nNot timed yet: {untimed}.\n" if untimed else "")
+    return markdown_table(head, lines) + notes
 
 
 def summary_table(results: Mapping[str, Any]) -> str:
@@ -80,8 +82,8 @@ def _reference_line(timed: Sequence[Mapping[str, Any]]) -> list[str]:
         *map(_seconds, pictures),
         f"{middle('reference_load_seconds'):.0f} s, {middle('reference_first_picture_seconds'):.0f} s",
         f"{max(row['reference_peak_bytes'] for row in timed) / 2**30:.1f} GiB",
-        f"{reference['sqnr']:.1f} dB" if "sqnr" in reference else "",
-        _psnr(reference.get("psnr")),
+        _decibels(reference.get("sqnr"), format_sqnr),
+        _decibels(reference.get("psnr"), format_psnr),
         "",
     ]
 
@@ -100,8 +102,9 @@ def _seconds(value: float | None) -> str:
     return "" if value is None else f"{value:.1f} s"
 
 
-def _psnr(value: float | None) -> str:
-    return "" if value is None else "equal" if value >= _EQUAL_PSNR else f"{value:.1f} dB"
+def _decibels(value: float | None, write: Callable[[float], str]) -> str:
+    text = "" if value is None else write(value)
+    return f"{text} dB" if text[:1].isdigit() else text
 
 
 def _ratio(picture: Mapping[str, Any] | None) -> str:

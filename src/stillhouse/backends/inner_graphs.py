@@ -15,6 +15,12 @@ def inner_graphs(node: Any) -> Iterator[Any]:
             yield attribute.g
 
 
+def nodes_inside(node: Any) -> Iterator[Any]:
+    """Iterate over the nodes of all graphs inside a node, a NodeProto, at any depth."""
+    for inner in inner_graphs(node):
+        yield from iterate_nodes(inner)
+
+
 def iterate_graphs(graph: Any) -> Iterator[Any]:
     """Iterate over a graph, a GraphProto, and all graphs inside it at any depth. The outer graph comes first."""
     yield graph
@@ -31,5 +37,4 @@ def iterate_nodes(graph: Any) -> Iterator[Any]:
     """
     for node in graph.node:
         yield node
-        for inner in inner_graphs(node):
-            yield from iterate_nodes(inner)
+        yield from nodes_inside(node)

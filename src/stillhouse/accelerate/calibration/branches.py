@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from stillhouse.backends.inner_graphs import inner_graphs, iterate_nodes
+from stillhouse.backends.inner_graphs import nodes_inside
 from stillhouse.backends.onnx_edit import Constant, load_with_constants, save_with_constants, set_repeated
 from stillhouse.backends.registry import open_runner
 from stillhouse.backends.runner import RunnerOptions
@@ -104,17 +104,12 @@ def _read_conditions(graph: Any) -> _Conditions:
     inputs = {value.name for value in graph.input}
     conditions: _Conditions = {}
     for node in graph.node:
-        if node.op_type != "If" or all(inner.op_type in _MOVING_OPS for inner in _nodes_inside(node)):
+        if node.op_type != "If" or all(inner.op_type in _MOVING_OPS for inner in nodes_inside(node)):
             continue
         read = _ancestors(node.input[0], nodes, _SHAPE_OPS)
         if names := tuple(name for name in read if name in inputs):
             conditions.setdefault(node.input[0], UntakenBranch(node.output[0], names))
     return conditions
-
-
-def _nodes_inside(node: Any) -> Iterator[Any]:
-    for inner in inner_graphs(node):
-        yield from iterate_nodes(inner)
 
 
 def _ancestors(name: str, nodes: Mapping[str, Any], ends: Collection[str] = ()) -> dict[str, None]:
@@ -130,7 +125,7 @@ def _ancestors(name: str, nodes: Mapping[str, Any], ends: Collection[str] = ()) 
         node = nodes.get(queue.pop())
         if node is None or node.op_type in ends:
             continue
-        read = [*node.input, *(other for inner in _nodes_inside(node) for other in inner.input)]
+        read = [*node.input, *(other for inner in nodes_inside(node) for other in inner.input)]
         queue += [other for other in read if other and other not in found]
         found.update(dict.fromkeys(queue))
     return found

@@ -66,7 +66,7 @@ def without_probes(inputs: Sequence[Probe], probes: Sequence[Probe]) -> list[Pro
 
 
 def _content(feeds: Feeds) -> tuple[tuple[str, tuple[int, ...], bytes], ...]:
-    arrays = {name: array.astype(str) if array.dtype == np.object_ else array for name, array in feeds.items()}
+    arrays = {name: _objects_to_text(array) for name, array in feeds.items()}
     return tuple((name, array.shape, array.tobytes()) for name, array in sorted(arrays.items()))
 
 
@@ -159,6 +159,15 @@ def record_probes(
     return pipeline.recorded
 
 
+def text_to_objects(array: NDArray[Any]) -> NDArray[Any]:
+    """Return an array of text with the element type "object", as runtimes take it; other arrays unchanged."""
+    return array.astype(object) if array.dtype.kind == "U" else array
+
+
+def _objects_to_text(array: NDArray[Any]) -> NDArray[Any]:
+    return array.astype(str) if array.dtype == np.object_ else array
+
+
 def write_probes(path: Path, probes: Sequence[Probe]) -> None:
     """Write probes (recorded inputs with labels) to an .npz file, creating its folder.
 
@@ -166,7 +175,7 @@ def write_probes(path: Path, probes: Sequence[Probe]) -> None:
     Text, of the element type "object", is written as str.
     """
     arrays = {
-        f"{number}/{name}": array.astype(str) if array.dtype == np.object_ else array
+        f"{number}/{name}": _objects_to_text(array)
         for number, probe in enumerate(probes)
         for name, array in probe.feeds.items()
     }
@@ -181,8 +190,7 @@ def read_probes(path: Path) -> list[Probe]:
         for name in stored.files:
             if name != _LABELS:
                 number, _, tensor = name.partition("/")
-                array = stored[name]
-                feeds[int(number)][tensor] = array.astype(object) if array.dtype.kind == "U" else array
+                feeds[int(number)][tensor] = text_to_objects(stored[name])
     return [Probe(label, tensors) for label, tensors in zip(labels, feeds, strict=True)]
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from stillhouse.accelerate.calibration.calibration_data import text_to_objects
 from stillhouse.accelerate.calibration.graph_inputs import GraphInputs, read_graph_inputs
 from stillhouse.accelerate.calibration.infer_shapes import infer_shapes
 from stillhouse.accelerate.calibration.real_pictures import COLOUR_CHANNELS, PIXELS, scale_pixels
@@ -186,7 +187,7 @@ def _load_npz(path: Path) -> Feeds:
                     fix=write_with_savez,
                 )
             with stored:
-                return {name: _as_objects(stored[name]) for name in stored.files}
+                return {name: text_to_objects(stored[name]) for name in stored.files}
     except FileNotFoundError:
         raise InvalidRequest(
             f"{path} does not exist", allowed="an .npz file of named arrays", fix=write_with_savez
@@ -199,11 +200,6 @@ def _load_npz(path: Path) -> Feeds:
             allowed="an .npz file of arrays without pickled objects",
             fix=write_with_savez,
         ) from None
-
-
-def _as_objects(array: NDArray[Any]) -> NDArray[Any]:
-    """Return an array of text with the element type "object", as runtimes take it; other arrays unchanged."""
-    return array.astype(object) if array.dtype.kind == "U" else array
 
 
 def _check_array(path: Path, name: str, array: NDArray[Any], inputs: GraphInputs) -> None:

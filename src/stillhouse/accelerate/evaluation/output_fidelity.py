@@ -5,7 +5,7 @@ nearly all of its power. An output that the inputs do not excite proves nothing,
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from stillhouse.accelerate.calibration.calibration_data import Probe
 from stillhouse.backends.graph import load_graph
-from stillhouse.backends.inner_graphs import inner_graphs, iterate_nodes
+from stillhouse.backends.inner_graphs import iterate_nodes, nodes_inside
 from stillhouse.measure.fidelity import MAX_SQNR, Fidelity, compare_tensors, rescale_sqnr
 
 Tensor: TypeAlias = NDArray[Any]
@@ -138,7 +138,7 @@ def _varying_names(graph: Any) -> set[str]:
     constants = {tensor.name for tensor in graph.initializer}
     varying = {value.name for value in graph.input} - constants
     for node in graph.node:
-        read = {name for inner in (node, *_inner_nodes(node)) for name in inner.input}
+        read = {name for inner in (node, *nodes_inside(node)) for name in inner.input}
         if read & varying or _is_random(node):
             varying.update(node.output)
     return varying
@@ -151,11 +151,6 @@ def random_operators(graph: Path) -> list[str]:
 
 def _is_random(node: Any) -> bool:
     return "Random" in node.op_type or node.op_type in ("Bernoulli", "Multinomial")
-
-
-def _inner_nodes(node: Any) -> Iterator[Any]:
-    for inner in inner_graphs(node):
-        yield from iterate_nodes(inner)
 
 
 def compare_outputs(
