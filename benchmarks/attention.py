@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from benchmarks.generator_process import GeneratorFactory, GeneratorProcess, run_child
 from benchmarks.grid import markdown_table
 from benchmarks.record import write_results
-from stillhouse.backends.int8_attention import int8_attention, missing_reason
+from stillhouse.backends.int8_attention import INT8_ATTENTION, int8_attention
 from stillhouse.cpu import processor_flags
 from stillhouse.measure.clock import paired_ratio, run_interleaved, summarise
 from stillhouse.measure.fidelity import compare_tensors
@@ -57,7 +57,7 @@ def main() -> None:
     rows = []
     for place, shape in enumerate(SHAPES):
         with ExitStack() as stack:
-            names = [name for name in _SUBJECTS if name != OURS or not missing_reason(processor_flags())]
+            names = [name for name in _SUBJECTS if name != OURS or not INT8_ATTENTION.missing_reason(processor_flags())]
             timers = {
                 name: stack.enter_context(GeneratorProcess(f"{place} {name}", THREADS, "benchmarks.attention"))
                 for name in names

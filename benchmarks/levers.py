@@ -21,8 +21,8 @@ from benchmarks.generator_process import GeneratorFactory, GeneratorProcess, run
 from benchmarks.grid import markdown_table
 from benchmarks.race.subject import ACCELERATED, CHANNELS, DOWNSCALE, PIPELINE, SIDE, TIMESTEP, TOKENS, WIDTH
 from benchmarks.record import write_results
-from stillhouse.backends.openvino import open_graph
-from stillhouse.backends.openvino_attention import AttentionOps
+from stillhouse.backends.openvino import open_graph, replace_layers
+from stillhouse.backends.openvino_attention import ATTENTION_NODE
 from stillhouse.backends.openvino_operations import count_operations
 from stillhouse.backends.runner import RunnerOptions
 from stillhouse.backends.signature import read_signature
@@ -35,7 +35,7 @@ NAME = "levers"
 ROUNDS, THREADS, PEAK_CALLS = 5, 2, 7
 KINDS = ("convolutions", "linear layers", "attention", "everything else")
 _KIND_NAMES = dict(zip(("convolution", "linear", "product"), KINDS, strict=False))
-_PRODUCTS = ("MatMul", "ScaledDotProductAttention", "MHA", "Reference")
+_PRODUCTS = ("MatMul", "ScaledDotProductAttention", "MHA")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Lever:
         precision: precision in which OpenVINO computes what is not quantised.
         rows: number of rows of a call of the denoiser.
         streams: number of rows that run side by side, each on a part of the cores.
-        attention: setting of the backend.
+        settings: settings of the backend.
         price: what the lever costs, other than accuracy.
     """
 
@@ -57,26 +57,33 @@ class Lever:
     precision: str = "f32"
     rows: int = 2
     streams: int = 1
-    attention: str = "plain"
+    settings: Mapping[str, str] = field(default_factory=dict)
     price: str = ""
 
 
 BASE = "OpenVINO, f32"
+_REWRITTEN = {"layers": "rewritten"}
+_ALL = {**_REWRITTEN, "attention": "int8"}
 LEVERS: Mapping[str, Lever] = {
     BASE: Lever(DENOISER),
     "bf16": Lever(DENOISER, precision="bf16"),
     "bf16, rows side by side": Lever(DENOISER, precision="bf16", streams=2),
     "int8": Lever(DENOISER, is_int8=True, precision="bf16"),
     "int8, rows side by side": Lever(DENOISER, is_int8=True, precision="bf16", streams=2),
-    "int8 with attention in int8, rows side by side": Lever(
-        DENOISER, is_int8=True, precision="bf16", streams=2, attention="int8", price="needs VNNI"
+    "int8, rewritten layers, rows side by side": Lever(
+        DENOISER, is_int8=True, precision="bf16", streams=2, settings=_REWRITTEN
+    ),
+    "int8, rewritten layers and attention in int8, rows side by side": Lever(
+        DENOISER, is_int8=True, precision="bf16", streams=2, settings=_ALL, price="needs VNNI"
     ),
     "the same, one row: guidance in a student, or outside of its interval": Lever(
-        DENOISER, is_int8=True, precision="bf16", rows=1, attention="int8", price="a student is trained"
+        DENOISER, is_int8=True, precision="bf16", rows=1, settings=_ALL, price="a student is trained"
     ),
     "decoder, f32": Lever(DECODER, rows=1),
     "decoder, bf16": Lever(DECODER, precision="bf16", rows=1),
+    "decoder, bf16, rewritten layers": Lever(DECODER, precision="bf16", rows=1, settings=_REWRITTEN),
     "decoder, int8": Lever(DECODER, is_int8=True, precision="bf16", rows=1),
+    "decoder, int8, rewritten layers": Lever(DECODER, is_int8=True, precision="bf16", rows=1, settings=_REWRITTEN),
 }
 
 
@@ -125,11 +132,10 @@ def open_lever(lever: Lever, threads: int) -> Callable[[], NDArray[Any]]:
     """Open the network of a lever, and return a function that runs it once and returns its first output."""
     graph, feeds = graph_of(lever), feeds_of(lever)
     shapes = {name: tuple(array.shape) for name, array in feeds.items()}
-    settings = {"attention": lever.attention} if lever.attention != "plain" else {}
     runner = open_graph(
         graph,
         read_signature(graph),
-        RunnerOptions(lever.precision, threads=threads, shapes=shapes, streams=lever.streams, settings=settings),
+        RunnerOptions(lever.precision, threads=threads, shapes=shapes, streams=lever.streams, settings=lever.settings),
     )
     return lambda: next(iter(runner(feeds).values()))
 
@@ -257,11 +263,8 @@ def measure_parts(lever: Lever) -> dict[str, dict[str, float]]:
     for layer in count_operations(model):
         parts.operations[_KIND_NAMES[layer.kind]] += layer.operations
         products[layer.name] = _KIND_NAMES[layer.kind]
-    if lever.attention == "int8":
-        import openvino.passes
-
-        operators = AttentionOps(openvino, THREADS)
-        operators.replace(model)
+    options = RunnerOptions(lever.precision, threads=THREADS, settings=lever.settings)
+    replaced = replace_layers(model, options)  # must live as long as the model
     compiled = openvino.Core().compile_model(model, "CPU", _profiling(lever.precision))
     fused = {
         node.get_friendly_name(): node.get_rt_info()["originalLayersNames"].astype(str).split(",")
@@ -274,6 +277,7 @@ def measure_parts(lever: Lever) -> dict[str, dict[str, float]]:
     for layer in request.get_profiling_info():
         names = fused.get(layer.node_name, [layer.node_name])
         parts.seconds[_kind(layer.node_type, names, products)] += layer.real_time.total_seconds()
+    replaced.release()
     return {kind: {"operations": parts.operations[kind], "seconds": parts.seconds[kind]} for kind in KINDS}
 
 
@@ -283,7 +287,7 @@ def _kind(node_type: str, names: list[str], products: Mapping[str, str]) -> str:
     if node_type == "FullyConnected":
         return "linear layers"
     found = {products[name] for name in names if name in products}
-    if node_type in _PRODUCTS or found:
+    if node_type in _PRODUCTS or found or any(name.endswith(ATTENTION_NODE) for name in names):
         return "linear layers" if found == {"linear layers"} else "attention"
     return "everything else"
 

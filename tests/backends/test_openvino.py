@@ -154,6 +154,14 @@ def test_dynamic_quantisation_is_tried_where_weights_are_integers() -> None:
         assert {spec.recipe for spec in specs} == recipes
 
 
+@pytest.mark.parametrize(("role", "attention"), [("denoiser", "int8"), ("decoder", None)])
+def test_the_likeliest_configuration_of_a_large_network_comes_first(role: str, attention: str | None) -> None:
+    """A budget may end after it."""
+    first = next(iter(candidates(CandidateContext(role, "high", backend_status()))))
+    assert (first.recipe, first.precision) == ("int8-static", "bf16")
+    assert (first.options.get("layers"), first.options.get("attention")) == ("rewritten", attention)
+
+
 def test_layers_in_branches_and_loops_are_counted(tmp_path: Path) -> None:
     """One product before, two in one branch, and one in the loop in the other branch."""
     weights = {"w": np.eye(2, dtype=np.float32), "times": np.array(3)}

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper, save_model
 
-from stillhouse.backends.int8_attention import missing_reason
+from stillhouse.backends.int8_attention import INT8_ATTENTION, multiplies_bf16
 from stillhouse.backends.openvino_attention import MIN_TOKENS
 from stillhouse.backends.registry import open_runner
 from stillhouse.backends.runner import RunnerOptions
@@ -15,7 +15,7 @@ from stillhouse.cpu import processor_flags
 from stillhouse.errors import InvalidRequest
 from stillhouse.measure.fidelity import compare_tensors
 
-REASON = missing_reason(processor_flags())
+REASON = INT8_ATTENTION.missing_reason(processor_flags())
 pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON or "it runs")
 HEADS, DIM = 2, 8
 WIDTH = HEADS * DIM
@@ -72,9 +72,13 @@ def feeds(rows: int, tokens: int, texts: int) -> dict[str, NDArray[np.float32]]:
     }
 
 
-def run(path: Path, arrays: dict[str, NDArray[np.float32]], attention: str, streams: int = 1) -> NDArray[np.float32]:
+def run(
+    path: Path, arrays: dict[str, NDArray[np.float32]], attention: str, streams: int = 1, precision: str = "f32"
+) -> NDArray[np.float32]:
     shapes = {name: array.shape if streams == 1 else (1, *array.shape[1:]) for name, array in arrays.items()}
-    options = RunnerOptions(shapes=shapes, streams=streams, static=streams == 1, settings={"attention": attention})
+    options = RunnerOptions(
+        precision, shapes=shapes, streams=streams, static=streams == 1, settings={"attention": attention}
+    )
     return np.asarray(open_runner(path, "openvino", options)(arrays)["y"])
 
 
@@ -84,6 +88,16 @@ def test_attention_over_many_tokens_is_replaced(tmp_path: Path, streams: int) ->
     plain, replaced = (run(path, arrays, attention, streams) for attention in ("plain", "int8"))
     assert not np.array_equal(plain, replaced)
     assert compare_tensors(plain, replaced).sqnr > 30.0
+
+
+@pytest.mark.skipif(not multiplies_bf16(), reason="this processor does not multiply bf16")
+@pytest.mark.parametrize("streams", [1, 2])
+def test_in_bf16_attention_reads_and_writes_bf16(tmp_path: Path, streams: int) -> None:
+    path, arrays = write_attention(tmp_path / "attention.onnx"), feeds(3, MANY, MANY)
+    exact, plain = run(path, arrays, "plain"), run(path, arrays, "plain", precision="bf16")
+    replaced = run(path, arrays, "int8", streams, "bf16")
+    assert not np.array_equal(plain, replaced)
+    assert compare_tensors(exact, replaced).sqnr > 28.0
 
 
 def test_any_scale_is_read_from_the_graph(tmp_path: Path) -> None:

@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
 
-from stillhouse.backends import RunnerOptions, open_runner
+from stillhouse.backends import RunnerOptions, open_runner, openvino
+from stillhouse.backends.openvino import has_vnni as openvino_has_vnni
 from stillhouse.backends.precision import convert_to_float16
 from stillhouse.backends.qdq import WEIGHT_TYPES, QuantType, WeightType
 from stillhouse.backends.quantize import compress_openvino_weights, quantize_dynamic, quantize_openvino, quantize_static
 from stillhouse.backends.runner import GraphRunner
 from stillhouse.backends.signature import read_signature
 from stillhouse.core import Array
-from stillhouse.errors import BackendFailed, InvalidRequest, PipelineError
+from stillhouse.errors import BackendFailed, InvalidRequest, PipelineError, RuntimeMissing
 from stillhouse.pipelines.load import find_pipeline
 from tests.backends.networks import (
     CHANNELS,
@@ -277,6 +278,23 @@ def test_an_old_opset_is_converted_which_test_opset_checks_or_refused(tmp_path: 
     quantize_static(graph, out, FEEDS)
     assert open_runner(out).layer_precisions == {"f32": 2, "int8": 5}
     assert sqnr(open_runner(out)(PROBE)["out_sample"], unet_float64(PROBE, unet_weights())) > 28
+
+
+def test_weights_have_seven_bits_where_eight_would_overflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph of 7-bit weights is opened everywhere, one of 8 bits only where products are added in 32 bits."""
+    graph = _linear(tmp_path, np.float32)
+    feeds = [{"x": np.random.default_rng(seed).standard_normal((2, 6, 32)).astype(np.float32)} for seed in range(5)]
+    want, found = open_runner(graph)(feeds[4])["y"], {}
+    for has_vnni in (False, True):
+        monkeypatch.setattr(openvino, "has_vnni", lambda answer=has_vnni: answer)
+        quantize_openvino(graph, out := tmp_path / f"{has_vnni}.xml", feeds[:4])
+        if openvino_has_vnni():
+            found[has_vnni] = sqnr(open_runner(out, "openvino")(feeds[4])["y"], want)
+    assert not found or found[True] > found[False] + 1.0
+    monkeypatch.setattr(openvino, "has_vnni", lambda: False)
+    open_runner(tmp_path / "False.xml", "openvino")
+    with pytest.raises(RuntimeMissing, match="quantised for processors with VNNI.*stillhouse accelerate"):
+        open_runner(tmp_path / "True.xml", "openvino")
 
 
 @pytest.mark.parametrize("stored", [np.float32, np.float16])

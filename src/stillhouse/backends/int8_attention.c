@@ -5,8 +5,8 @@
  * change the softmax (SageAttention, Zhang et al. 2024). The maximum and the sum of the weights are kept while blocks of
  * keys are visited (FlashAttention, Dao et al. 2022), so that scores never leave the first-level cache.
  *
- * Where the processor multiplies bf16, weights are cut and V is rounded to bf16, and their products are summed in
- * float32. Elsewhere weights are rounded to 8 bits with 255 for the largest weight so far of a query, and V to int8 with
+ * Where the processor multiplies bf16, weights and V are rounded to bf16, and their products are summed in
+ * float32. Elsewhere weights are rounded to 8 bits with 254 for the largest weight so far of a query, and V to int8 with
  * a scale for each channel; sums are exact in int32. On Zen 5 this takes a fifth less time (35 ms in place of 44), and it
  * loses accuracy where small weights decide: thousands beside a large one are rounded by several percent each.
  *
@@ -39,13 +39,13 @@ enum {
 static const int32_t LOWEST = -(1 << 30);
 
 typedef struct {
-  const float *q, *k, *v;
-  float *out;
+  const void *q, *k, *v; /* float32, or bf16 where `is_bf16` */
+  void *out;
   int64_t rows, queries, keys, heads, dim;
   float scale;
   int64_t parts; /* parts of the queries of a head that are worked on by themselves */
   int64_t next;  /* next part of work */
-  int failed, is_wide;
+  int failed, is_wide, is_bf16;
   cpu_set_t processors;
 } Call;
 
@@ -56,7 +56,7 @@ typedef struct {
   void *v;   /* bf16 [keys / 2][dim][2], or int8 [keys / 4][dim][4] */
   int32_t *start;
   float *k_scale; /* of each block of keys */
-  float v_scale[MAX_DIM], poison;
+  float v_scale[MAX_DIM], poison, largest_k_scale;
   int64_t keys;
 } Packed;
 
@@ -86,16 +86,25 @@ INLINE uint16_t to_bf16(float value) {
   return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
+/* Four values from place `i` on of a tensor of float32 or bf16. */
+INLINE __m128 load_four(const void *tensor, int64_t i, const int is_bf16) {
+  if (!is_bf16) return _mm_loadu_ps((const float *)tensor + i);
+  const __m128i halves = _mm_loadl_epi64((const __m128i *)((const uint16_t *)tensor + i));
+  return _mm_castsi128_ps(_mm_unpacklo_epi16(_mm_setzero_si128(), halves));
+}
+
 INLINE float step_of(float top) { return top > 0 ? top / 127.f : 1.f; }
 
-VNNI static void pack(const Call *call, int64_t row, int64_t head, Packed *packed, const int is_wide) {
+VNNI INLINE void pack(const Call *call, int64_t row, int64_t head, Packed *packed, const int is_wide,
+                      const int is_bf16) {
   const int64_t dim = call->dim, count = call->keys, stride = call->heads * dim;
-  const float *k = call->k + row * count * stride + head * dim, *v = call->v + row * count * stride + head * dim;
+  const int64_t place = row * count * stride + head * dim; /* of the first key and the first value */
   float mean[MAX_DIM] = {0}, top[MAX_DIM] = {0}, inverse[MAX_DIM];
   __m128 poison = _mm_setzero_ps();
   for (int64_t i = 0; i < count; i++)
     for (int64_t d = 0; d < dim; d += 4) {
-      const __m128 key = _mm_loadu_ps(k + i * stride + d), value = _mm_loadu_ps(v + i * stride + d);
+      const __m128 key = load_four(call->k, place + i * stride + d, is_bf16);
+      const __m128 value = load_four(call->v, place + i * stride + d, is_bf16);
       poison = _mm_add_ps(poison, _mm_mul_ps(_mm_add_ps(key, value), _mm_setzero_ps()));
       _mm_storeu_ps(mean + d, _mm_add_ps(_mm_loadu_ps(mean + d), key));
       _mm_storeu_ps(top + d, _mm_max_ps(_mm_loadu_ps(top + d), absolute(value)));
@@ -109,18 +118,22 @@ VNNI static void pack(const Call *call, int64_t row, int64_t head, Packed *packe
   memset(packed->k, 0, packed->keys * dim);
   memset(packed->v, 0, packed->keys * dim * (is_wide ? 2 : 1));
   for (int64_t i = count; i < packed->keys; i++) packed->start[i] = LOWEST;
+  packed->largest_k_scale = 0;
   for (int64_t first = 0; first < count; first += BLOCK) {
     const int64_t end = first + BLOCK < count ? first + BLOCK : count;
     __m128 most = _mm_setzero_ps();
     for (int64_t i = first; i < end; i++)
-      for (int64_t d = 0; d < dim; d += 4)
-        most = _mm_max_ps(most, absolute(_mm_sub_ps(_mm_loadu_ps(k + i * stride + d), _mm_loadu_ps(mean + d))));
+      for (int64_t d = 0; d < dim; d += 4) {
+        const __m128 key = _mm_sub_ps(load_four(call->k, place + i * stride + d, is_bf16), _mm_loadu_ps(mean + d));
+        most = _mm_max_ps(most, absolute(key));
+      }
     const float step = step_of(largest(most));
     packed->k_scale[first / BLOCK] = step;
+    if (step > packed->largest_k_scale) packed->largest_k_scale = step;
     for (int64_t i = first; i < end; i++) {
       __m128i sum = _mm_setzero_si128();
       for (int64_t d = 0; d < dim; d += 4) {
-        const __m128 key = _mm_sub_ps(_mm_loadu_ps(k + i * stride + d), _mm_loadu_ps(mean + d));
+        const __m128 key = _mm_sub_ps(load_four(call->k, place + i * stride + d, is_bf16), _mm_loadu_ps(mean + d));
         const __m128i rounded = _mm_cvtps_epi32(_mm_mul_ps(key, _mm_set1_ps(1.f / step)));
         sum = _mm_add_epi32(sum, rounded);
         _mm_storeu_si32(packed->k + i * dim + d, _mm_cvtepi32_epi8(rounded));
@@ -131,18 +144,20 @@ VNNI static void pack(const Call *call, int64_t row, int64_t head, Packed *packe
     }
   }
   for (int64_t i = 0; i < count; i++) {
-    const float *value = v + i * stride;
+    const int64_t from = place + i * stride;
     if (is_wide) {
-      uint16_t *place = (uint16_t *)packed->v + (i & ~INT64_C(1)) * dim + (i & 1);
-      for (int64_t d = 0; d < dim; d++) place[2 * d] = to_bf16(value[d]);
+      uint16_t *to = (uint16_t *)packed->v + (i & ~INT64_C(1)) * dim + (i & 1);
+      for (int64_t d = 0; d < dim; d++)
+        to[2 * d] = is_bf16 ? ((const uint16_t *)call->v)[from + d] : to_bf16(((const float *)call->v)[from + d]);
     } else {
-      int8_t *place = (int8_t *)packed->v + (i & ~INT64_C(3)) * dim + (i & 3);
+      int8_t *to = (int8_t *)packed->v + (i & ~INT64_C(3)) * dim + (i & 3);
       for (int64_t d = 0; d < dim; d += 4) {
-        const __m128i four = _mm_cvtps_epi32(_mm_mul_ps(_mm_loadu_ps(value + d), _mm_loadu_ps(inverse + d)));
-        place[4 * d] = (int8_t)_mm_extract_epi32(four, 0);
-        place[4 * d + 4] = (int8_t)_mm_extract_epi32(four, 1);
-        place[4 * d + 8] = (int8_t)_mm_extract_epi32(four, 2);
-        place[4 * d + 12] = (int8_t)_mm_extract_epi32(four, 3);
+        const __m128 value = load_four(call->v, from + d, is_bf16);
+        const __m128i four = _mm_cvtps_epi32(_mm_mul_ps(value, _mm_loadu_ps(inverse + d)));
+        to[4 * d] = (int8_t)_mm_extract_epi32(four, 0);
+        to[4 * d + 4] = (int8_t)_mm_extract_epi32(four, 1);
+        to[4 * d + 8] = (int8_t)_mm_extract_epi32(four, 2);
+        to[4 * d + 12] = (int8_t)_mm_extract_epi32(four, 3);
       }
     }
   }
@@ -183,13 +198,29 @@ VNNI INLINE void round_weights(const int32_t *scores, __m512 scale, __m512 shift
   _mm512_store_si512(weights, four);
 }
 
-/* Weights of two keys cut to bf16, [QUERIES / 2][2]; they are added to `added`. All are cut alike, and divided by the
- * sum of cut ones, so that what is cut off on average does not count. */
-VNNI INLINE void cut_weights(const int32_t *scores, __m512 scale, __m512 shift, uint16_t *weights, __m512 *added) {
-  const __m512i a = _mm512_castps_si512(weight_of(scores, scale, shift));
-  const __m512i b = _mm512_castps_si512(weight_of(scores + QUERIES, scale, shift));
-  const __m512i high = _mm512_set1_epi32((int32_t)0xffff0000);
-  const __m512i two = _mm512_ternarylogic_epi32(b, high, _mm512_srli_epi32(a, 16), 0xea); /* (b & high) | a >> 16 */
+/* Mantissas of 2^(i / 64) as bf16, rounded. */
+static const uint16_t MANTISSAS[64] __attribute__((aligned(64))) = {
+    0,  1,  3,  4,  6,  7,  9,  10, 12, 13, 15, 16, 18, 19,  21,  23,  24,  26,  28,  29,  31,  33,
+    34, 36, 38, 40, 42, 43, 45, 47, 49, 51, 53, 55, 57, 59,  61,  63,  65,  67,  69,  72,  74,  76,
+    78, 80, 83, 85, 87, 90, 92, 94, 97, 99, 102, 104, 107, 109, 112, 115, 117, 120, 123, 125};
+
+/* 127 + 1.5 * 2^17. A float between 2^17 and 2^18 counts 64ths in its lowest bits, so that the low half of the bits of
+ * x + GRID is 64 * (127 + x), rounded: a biased exponent and an index of MANTISSAS. */
+#define GRID 196735.f
+
+/* Weights of two keys in bf16, [QUERIES / 2][2]: 2^x with x = score * scale + shift - GRID, rounded to 64ths; they are
+ * added to `added`. */
+VNNI INLINE void look_up_weights(const int32_t *scores, __m512 scale, __m512 shift, uint16_t *weights, __m512 *added) {
+  const __m512 least = _mm512_set1_ps(GRID - 126.f);
+  const __m512 a = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_load_si512(scores)), scale, shift);
+  const __m512 b = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_load_si512(scores + QUERIES)), scale, shift);
+  const __m512i low = _mm512_castps_si512(_mm512_max_ps(a, least));
+  const __m512i high = _mm512_slli_epi32(_mm512_castps_si512(_mm512_max_ps(b, least)), 16);
+  const __m512i both = _mm512_mask_blend_epi16(0xaaaaaaaa, low, high);
+  const __m512i table = _mm512_load_si512(MANTISSAS), rest = _mm512_load_si512(MANTISSAS + 32);
+  const __m512i mantissas = _mm512_permutex2var_epi16(table, both, rest);
+  const __m512i exponents = _mm512_set1_epi16((int16_t)0xff80);
+  const __m512i two = _mm512_ternarylogic_epi32(_mm512_add_epi16(both, both), exponents, mantissas, 0xea); /* a & b | c */
   *added = add_wide_products(*added, two, _mm512_set1_epi32(0x3f803f80)); /* 1 and 1 */
   _mm512_store_si512(weights, two);
 }
@@ -278,26 +309,30 @@ VNNI INLINE void add_wide_values(const uint16_t *weights, const uint16_t *v, int
 
 /* Output of at most QUERIES queries from `first` on, of one head. */
 VNNI INLINE void attend(const Call *call, int64_t row, int64_t head, int64_t first, const Packed *packed,
-                        const int64_t dim, const int group, const int is_wide) {
+                        const int64_t dim, const int group, const int is_wide, const int is_bf16) {
   __attribute__((aligned(64))) uint8_t q[MAX_DIM * QUERIES]; /* [dim / 4][QUERIES][4] */
   __attribute__((aligned(64))) int32_t scores[BLOCK * QUERIES];
   __attribute__((aligned(64))) uint16_t weights[BLOCK * QUERIES]; /* bf16 [keys / 2][QUERIES][2], or uint8 */
   __attribute__((aligned(64))) float sums[MAX_DIM * QUERIES], scales[QUERIES];
   const int64_t stride = call->heads * dim, count = call->queries - first < QUERIES ? call->queries - first : QUERIES;
-  const float *queries = call->q + (row * call->queries + first) * stride + head * dim;
+  const int64_t place = (row * call->queries + first) * stride + head * dim; /* of the first query */
+  /* Keeps scores below 2^16, so that float32 tells weights apart. Rounding has lost larger ones anyway. */
+  const float limit = 65536.f / (127.f * 127.f * (float)dim * packed->largest_k_scale);
   float poison[QUERIES];
   for (int64_t i = 0; i < QUERIES; i++) {
-    const float *query = queries + (i < count ? i : 0) * stride;
+    const int64_t query = place + (i < count ? i : 0) * stride;
     __m128 top = _mm_setzero_ps(), sum = _mm_setzero_ps();
     for (int64_t d = 0; d < dim; d += 4) {
-      top = _mm_max_ps(top, absolute(_mm_loadu_ps(query + d)));
-      sum = _mm_add_ps(sum, _mm_mul_ps(_mm_loadu_ps(query + d), _mm_setzero_ps()));
+      const __m128 four = load_four(call->q, query + d, is_bf16);
+      top = _mm_max_ps(top, absolute(four));
+      sum = _mm_add_ps(sum, _mm_mul_ps(four, _mm_setzero_ps()));
     }
     poison[i] = packed->poison + sum[0] + sum[1] + sum[2] + sum[3];
     const float step = step_of(largest(top));
-    scales[i] = step * call->scale * 1.44269504f; /* 1 / ln 2: powers of 2 are taken */
+    scales[i] = fminf(step * call->scale * 1.44269504f, limit); /* 1 / ln 2: powers of 2 are taken */
     for (int64_t d = 0; d < dim; d += 4) {
-      const __m128i rounded = _mm_cvtps_epi32(_mm_mul_ps(_mm_loadu_ps(query + d), _mm_set1_ps(1.f / step)));
+      const __m128 four = load_four(call->q, query + d, is_bf16);
+      const __m128i rounded = _mm_cvtps_epi32(_mm_mul_ps(four, _mm_set1_ps(1.f / step)));
       _mm_storeu_si32(q + d * QUERIES + i * 4, _mm_cvtepi32_epi8(_mm_add_epi32(rounded, _mm_set1_epi32(OFFSET))));
     }
   }
@@ -307,8 +342,8 @@ VNNI INLINE void attend(const Call *call, int64_t row, int64_t head, int64_t fir
     total[half] = _mm512_setzero_ps();
     top[half] = _mm512_set1_ps(-1e30f);
   }
-  /* log2(255) makes the largest weight 255. */
-  const __m512 largest_weight = _mm512_set1_ps(is_wide ? 0.f : 7.9943535f);
+  /* log2(254) makes the largest weight 254, or 255 by an error of rounding. */
+  const __m512 origin = _mm512_set1_ps(is_wide ? GRID : 7.9886847f);
   for (int64_t key = 0; key < packed->keys; key += BLOCK) {
     const int64_t block = packed->keys - key < BLOCK ? packed->keys - key : BLOCK;
     __m512i block_top[2] = {_mm512_set1_epi32(LOWEST), _mm512_set1_epi32(LOWEST)};
@@ -317,21 +352,22 @@ VNNI INLINE void attend(const Call *call, int64_t row, int64_t head, int64_t fir
     for (int half = 0; half < 2; half++) {
       const __m512 scale =
           _mm512_mul_ps(_mm512_load_ps(scales + half * LANES), _mm512_set1_ps(packed->k_scale[key / BLOCK]));
-      const __m512 raised = _mm512_max_ps(top[half], _mm512_mul_ps(_mm512_cvtepi32_ps(block_top[half]), scale));
+      __m512 raised = _mm512_max_ps(top[half], _mm512_mul_ps(_mm512_cvtepi32_ps(block_top[half]), scale));
+      const __m512 shift = _mm512_sub_ps(origin, raised);
+      if (is_wide) raised = _mm512_sub_ps(origin, shift); /* as rounded in `shift` */
       decay[half] = exp2_vector(_mm512_max_ps(_mm512_sub_ps(top[half], raised), _mm512_set1_ps(-126.f)));
       top[half] = raised;
-      const __m512 shift = _mm512_sub_ps(largest_weight, raised);
-      const int32_t *place = scores + half * LANES;
+      const int32_t *column = scores + half * LANES;
       if (is_wide) {
         __m512 added = _mm512_setzero_ps();
         for (int64_t i = 0; i < block; i += 2)
-          cut_weights(place + i * QUERIES, scale, shift, weights + i * QUERIES + half * 2 * LANES, &added);
+          look_up_weights(column + i * QUERIES, scale, shift, weights + i * QUERIES + half * 2 * LANES, &added);
         total[half] = _mm512_fmadd_ps(total[half], decay[half], added);
       } else {
         __m512i added = _mm512_setzero_si512();
         uint8_t *bytes = (uint8_t *)weights + half * 4 * LANES;
         for (int64_t i = 0; i < block; i += 4)
-          round_weights(place + i * QUERIES, scale, shift, bytes + i * QUERIES, &added);
+          round_weights(column + i * QUERIES, scale, shift, bytes + i * QUERIES, &added);
         total[half] = _mm512_fmadd_ps(total[half], decay[half], _mm512_cvtepi32_ps(added));
       }
     }
@@ -340,34 +376,39 @@ VNNI INLINE void attend(const Call *call, int64_t row, int64_t head, int64_t fir
   }
   for (int half = 0; half < 2; half++)
     _mm512_store_ps(scales + half * LANES, _mm512_div_ps(_mm512_set1_ps(1.f), total[half]));
-  float *out = call->out + (row * call->queries + first) * stride + head * dim;
-  for (int64_t i = 0; i < count; i++)
-    for (int64_t d = 0; d < dim; d++)
-      out[i * stride + d] = sums[d * QUERIES + i] * packed->v_scale[d] * scales[i] + poison[i];
+  for (int64_t i = 0; i < count; i++) {
+    float result[MAX_DIM];
+    for (int64_t d = 0; d < dim; d++) result[d] = sums[d * QUERIES + i] * packed->v_scale[d] * scales[i] + poison[i];
+    if (!is_bf16) memcpy((float *)call->out + place + i * stride, result, dim * sizeof(float));
+    else
+      for (int64_t d = 0; d < dim; d++) ((uint16_t *)call->out)[place + i * stride + d] = to_bf16(result[d]);
+  }
 }
 
-VNNI INLINE void run_part(const Call *call, int64_t item, Packed *packed, const int is_wide) {
+VNNI INLINE void run_part(const Call *call, int64_t item, Packed *packed, const int is_wide, const int is_bf16) {
   const int64_t part = item % call->parts, head = item / call->parts % call->heads, row = item / call->parts / call->heads;
   const int64_t tiles = (call->queries + QUERIES - 1) / QUERIES;
-  pack(call, row, head, packed, is_wide);
+  pack(call, row, head, packed, is_wide, is_bf16);
   for (int64_t tile = tiles * part / call->parts; tile < tiles * (part + 1) / call->parts; tile++) {
     const int64_t first = tile * QUERIES;
     /* Constants for the common sizes, so that the compiler unrolls the loops over channels. */
     switch (call->dim) {
-      case 40: attend(call, row, head, first, packed, 40, 10, is_wide); break;
-      case 64: attend(call, row, head, first, packed, 64, 8, is_wide); break;
-      case 80: attend(call, row, head, first, packed, 80, 10, is_wide); break;
-      case 128: attend(call, row, head, first, packed, 128, 8, is_wide); break;
+      case 40: attend(call, row, head, first, packed, 40, 10, is_wide, is_bf16); break;
+      case 64: attend(call, row, head, first, packed, 64, 8, is_wide, is_bf16); break;
+      case 80: attend(call, row, head, first, packed, 80, 10, is_wide, is_bf16); break;
+      case 128: attend(call, row, head, first, packed, 128, 8, is_wide, is_bf16); break;
       default:
-        if (call->dim % 8 == 0) attend(call, row, head, first, packed, call->dim, 8, is_wide);
-        else attend(call, row, head, first, packed, call->dim, 4, is_wide);
+        if (call->dim % 8 == 0) attend(call, row, head, first, packed, call->dim, 8, is_wide, is_bf16);
+        else attend(call, row, head, first, packed, call->dim, 4, is_wide, is_bf16);
     }
   }
 }
 
-VNNI static void run_bytes(const Call *call, int64_t item, Packed *packed) { run_part(call, item, packed, 0); }
+VNNI static void run_bytes(const Call *call, int64_t item, Packed *packed) { run_part(call, item, packed, 0, 0); }
 
-VNNI static void run_wide(const Call *call, int64_t item, Packed *packed) { run_part(call, item, packed, 1); }
+VNNI static void run_wide(const Call *call, int64_t item, Packed *packed) { run_part(call, item, packed, 1, 0); }
+
+VNNI static void run_bf16(const Call *call, int64_t item, Packed *packed) { run_part(call, item, packed, 1, 1); }
 
 static void *work(void *argument) {
   Call *call = argument;
@@ -381,7 +422,8 @@ static void *work(void *argument) {
   while (!call->failed) {
     const int64_t item = __atomic_fetch_add(&call->next, 1, __ATOMIC_RELAXED);
     if (item >= call->rows * call->heads * call->parts) break;
-    if (call->is_wide) run_wide(call, item, &packed);
+    if (call->is_bf16) run_bf16(call, item, &packed);
+    else if (call->is_wide) run_wide(call, item, &packed);
     else run_bytes(call, item, &packed);
   }
   free(packed.k);
@@ -403,11 +445,13 @@ static cpu_set_t processors;
 void int8_attention_setup(void) { sched_getaffinity(0, sizeof processors, &processors); }
 
 /* Computes the attention on `threads` threads. `dim` is a multiple of 4, at most MAX_DIM. `is_wide` says that weights
- * and V are multiplied in bf16, which the processor must have. Returns 0, or 1 where there is too little memory. Rows and heads do not influence each other, and the result does not depend on `threads`. */
-int int8_attention(const float *q, const float *k, const float *v, float *out, int64_t rows, int64_t queries,
-                   int64_t keys, int64_t heads, int64_t dim, float scale, int threads, int is_wide) {
+ * and V are multiplied in bf16, which the processor must have; `is_bf16`, that all tensors are bf16, too. Returns 0, or 1
+ * where there is too little memory. Rows and heads do not influence each other, and the result does not depend on
+ * `threads`. */
+int int8_attention(const void *q, const void *k, const void *v, void *out, int64_t rows, int64_t queries, int64_t keys,
+                   int64_t heads, int64_t dim, float scale, int threads, int is_wide, int is_bf16) {
   const int64_t parts = rows * heads < threads ? (threads + rows * heads - 1) / (rows * heads) : 1;
-  Call call = {q, k, v, out, rows, queries, keys, heads, dim, scale, parts, 0, 0, is_wide, processors};
+  Call call = {q, k, v, out, rows, queries, keys, heads, dim, scale, parts, 0, 0, is_wide, is_bf16, processors};
   pthread_t others[MAX_THREADS];
   int started = 0;
   while (started + 1 < threads && started < MAX_THREADS && !pthread_create(&others[started], NULL, work_beside, &call))
@@ -421,8 +465,8 @@ int int8_attention(const float *q, const float *k, const float *v, float *out, i
 
 void int8_attention_setup(void) {}
 
-int int8_attention(const float *q, const float *k, const float *v, float *out, int64_t rows, int64_t queries,
-                   int64_t keys, int64_t heads, int64_t dim, float scale, int threads, int is_wide) {
+int int8_attention(const void *q, const void *k, const void *v, void *out, int64_t rows, int64_t queries, int64_t keys,
+                   int64_t heads, int64_t dim, float scale, int threads, int is_wide, int is_bf16) {
   return 2;
 }
 

@@ -1,19 +1,14 @@
-"""Attention with products in int8 on the processor, by the C function in `int8_attention.c`.
-
-Installing the package compiles the function where there is a C compiler. It needs an x86 processor with AVX-512 VNNI.
-"""
+"""Attention with products in int8 on x86 processors with AVX-512 VNNI, by the C function in `int8_attention.c`."""
 
 import ctypes
-from collections.abc import Collection
 from functools import cache
-from importlib.util import find_spec
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stillhouse.backends.compiled_function import CompiledFunction
 from stillhouse.cpu import processor_flags
-from stillhouse.errors import BackendFailed, RuntimeMissing
+from stillhouse.errors import BackendFailed
 
 INSTRUCTIONS, BF16 = ("avx512f", "avx512_vnni"), "avx512_bf16"
 """Instruction set extensions that the function needs, and the one with which it multiplies bf16."""
@@ -22,28 +17,27 @@ MAX_DIM = 256
 DIM_MULTIPLE = 4
 
 
-def missing_reason(instructions: Collection[str]) -> str:
-    """Return why the function cannot run on a processor with these instruction set extensions; "" where it can."""
-    missing = [name for name in INSTRUCTIONS if name not in instructions]
-    if missing:
-        return f"attention in int8 needs {' and '.join(missing)}, which this processor lacks"
-    if find_spec("stillhouse.backends._int8_attention") is None:
-        return "attention in int8 was not compiled: install a C compiler, then reinstall stillhouse"
-    return ""
+INT8_ATTENTION = CompiledFunction(
+    "int8_attention", "attention in int8", INSTRUCTIONS, "open the network with attention: plain"
+)
+
+
+Tensor = NDArray[np.float32] | NDArray[np.uint16]
+"""float32, or the bits of bf16, which NumPy does not know."""
 
 
 def int8_attention(
-    queries: NDArray[np.float32],
-    keys: NDArray[np.float32],
-    values: NDArray[np.float32],
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
     heads: int,
     scale: float,
     *,
-    out: NDArray[np.float32] | None = None,
+    out: Tensor | None = None,
     threads: int = 1,
     wide: bool | None = None,
-) -> NDArray[np.float32]:
-    """Return softmax(scale * Q K^T) V for each head, float32 [rows, queries, heads * channels].
+) -> Tensor:
+    """Return softmax(scale * Q K^T) V for each head, [rows, queries, heads * channels], of the type of the queries.
 
     Queries and keys are rounded to 8 bits, values and weights to bf16, or to 8 bits as well on processors that do not
     multiply bf16. For normally distributed tensors, the result keeps 40 dB, or 35 dB; where scores
@@ -52,16 +46,17 @@ def int8_attention(
     in an input has NaN in its output.
 
     Args:
-        queries: float32 [rows, queries, heads * channels], contiguous.
-        keys, values: float32 [rows, keys, heads * channels], contiguous.
+        queries: float32 or bits of bf16, [rows, queries, heads * channels], contiguous.
+        keys, values: of the same type, [rows, keys, heads * channels], contiguous.
         heads: number of heads.
         scale: factor of the products, usually channels ** -0.5.
         out: contiguous array for the result; None: a new one.
         threads: number of threads.
-        wide: whether values and weights are multiplied in bf16; None: where the processor does so.
+        wide: whether values and weights are multiplied in bf16, as inputs in bf16 demand; None: where the processor
+            does so.
 
     Raises:
-        RuntimeMissing: the processor or the installation lacks the function; see `missing_reason`.
+        RuntimeMissing: the processor or the installation lacks the function.
         BackendFailed: there is too little memory.
 
     >>> x = np.random.default_rng(0).standard_normal((1, 64, 8), np.float32)
@@ -73,7 +68,8 @@ def int8_attention(
     arrays = (ctypes.c_void_p(array.ctypes.data) for array in (queries, keys, values, result))
     sizes = map(ctypes.c_int64, (rows, count, keys.shape[1], heads, width // heads))
     is_wide = multiplies_bf16() if wide is None else wide
-    if load_library().int8_attention(*arrays, *sizes, ctypes.c_float(scale), threads, is_wide):
+    is_bf16 = queries.dtype == np.uint16
+    if INT8_ATTENTION.load()(*arrays, *sizes, ctypes.c_float(scale), threads, is_wide, is_bf16):
         raise BackendFailed("there is too little memory for attention in int8")
     return result
 
@@ -82,21 +78,3 @@ def int8_attention(
 def multiplies_bf16() -> bool:
     """Return whether values and weights are multiplied in bf16 on this processor."""
     return BF16 in processor_flags()
-
-
-@cache
-def load_library() -> Any:
-    """Return the compiled library. Its threads run on the processors that the first caller may use.
-
-    So the first call must come before a runtime pins its threads.
-
-    Raises:
-        RuntimeMissing: as `int8_attention`.
-    """
-    if reason := missing_reason(processor_flags()):
-        raise RuntimeMissing(reason, fix="open the network with attention: plain")
-    specification = find_spec("stillhouse.backends._int8_attention")
-    assert specification and specification.origin
-    library = ctypes.CDLL(specification.origin)
-    library.int8_attention_setup()
-    return library

@@ -13,14 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillhouse.backends.backend import Backend, BuildGraph, CandidateContext, CandidateSpec, Recipe
-from stillhouse.backends.int8_attention import missing_reason
-from stillhouse.backends.openvino_attention import AttentionOps
+from stillhouse.backends.group_norm import GROUP_NORM
+from stillhouse.backends.int8_attention import INT8_ATTENTION, multiplies_bf16
+from stillhouse.backends.openvino_attention import replace_attentions
+from stillhouse.backends.openvino_group_norm import replace_group_norms
+from stillhouse.backends.openvino_nodes import FunctionNodes
+from stillhouse.backends.openvino_splits import split_convolutions, split_gates
 from stillhouse.backends.runner import GraphRunner, RunnerOptions, Tensors, check_settings, fix_axes
 from stillhouse.backends.runtime import BackendStatus, install_command, require, translate_errors
 from stillhouse.backends.signature import AXES_KEY, OPENVINO_SUFFIX, Axes, Signature
 from stillhouse.core import TensorSpec
-from stillhouse.cpu import limited_cores, usable_cores
-from stillhouse.errors import BackendFailed, InvalidRequest, UnsupportedPrecision
+from stillhouse.cpu import limited_cores, processor_flags, usable_cores
+from stillhouse.errors import BackendFailed, InvalidRequest, RuntimeMissing, UnsupportedPrecision
 
 WITHOUT_BIAS_SUFFIX = "/WithoutBiases"
 """Suffix that OpenVINO adds to a node's name where it splits off the bias."""
@@ -32,9 +36,12 @@ _CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 SETTINGS: Mapping[str, tuple[str, ...]] = {
     "dynamic_quantization": ("0", "1"),
     "attention": ("plain", "int8"),
+    "layers": ("plain", "rewritten"),
     "axes": ("fixed", "open"),
 }
 """Allowed values of each setting; the first value is the default."""
+_ATTENTION, _REWRITTEN = "attention: int8", "layers: rewritten"
+_VNNI_KEY = ("stillhouse", "needs_vnni")
 _GROUP_SIZE = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 _GROUP = 32
 """Number of neighbouring inputs of a layer that share a scale where inputs are quantised at run time. OpenVINO's own
@@ -64,10 +71,14 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
             once for each size. Only pipelines read it, see `runners.opening_shapes`.
         attention: int8 replaces attentions over many tokens by `int8_attention`. Needs static shapes or streams. The
             compiled network is not cached.
+        layers: rewritten replaces layers by equal ones that are faster: in bf16 group normalisations by `group_norm`,
+            where the machine has it, and layers that are faster in parts, see `openvino_splits`. Needs what
+            attention: int8 needs.
 
     Raises:
-        InvalidRequest: an unknown setting, or attention: int8 with open axes.
-        RuntimeMissing: openvino is not installed, or attention: int8 on a machine without it.
+        InvalidRequest: an unknown setting; or attention: int8 or layers: rewritten with open axes.
+        RuntimeMissing: openvino is not installed; attention: int8 on a machine without it; or a graph that was
+            quantised for VNNI, on a processor without it.
         UnsupportedPrecision: the processor does not have the precision. Without this check, OpenVINO would silently
             compute in f32.
         BackendFailed: openvino refuses the graph.
@@ -81,12 +92,16 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
     axes = fix_axes(options.shapes, signature.inputs)
     with translate_errors(_NAME, graph, "open"):
         model = _read_model(core, graph, axes, options)
+        if model.has_rt_info(list(_VNNI_KEY)) and not has_vnni():
+            raise RuntimeMissing(
+                f"{graph} was quantised for processors with VNNI instructions, and would overflow on this one",
+                fix="quantise it on this machine: stillhouse accelerate",
+            )
         config = compile_properties(options)
         weight_types = count_weight_types(model)
-        attentions = _replace_attentions(model, options) if options.settings.get("attention") == "int8" else None
+        nodes = replace_layers(model, options)
         compiled = core.compile_model(model, _DEVICE, config)
-        if attentions:
-            attentions.release()
+        nodes.release()
         per_row = options.streams > 1
         inputs = tuple(_spec(name, compiled.input(name), per_row) for name in signature.inputs)
         outputs = tuple(_spec(name, compiled.output(name), per_row) for name in signature.outputs)
@@ -158,6 +173,16 @@ def _with_own_constants(core: Any, model: Any) -> Any:
         path = Path(directory) / f"model{OPENVINO_SUFFIX}"
         require(_NAME).save_model(model, path, compress_to_fp16=False)
         return core.read_model(path).clone()
+
+
+def has_vnni() -> bool:
+    """Return whether this processor adds 8-bit products in 32 bits, so that 8-bit weights cannot overflow."""
+    return not processor_flags().isdisjoint(("avx_vnni", "avx512_vnni", "amx_int8"))
+
+
+def demand_vnni(model: Any) -> None:
+    """Note in an OpenVINO model that `open_graph` must refuse it on processors without VNNI."""
+    model.set_rt_info("1", list(_VNNI_KEY))
 
 
 def map_bodies(model: Any, change: Callable[[Any], Any]) -> None:
@@ -279,13 +304,37 @@ def _read_model(core: Any, graph: Path, axes: Mapping[str, Axes], options: Runne
     return model
 
 
-def _replace_attentions(model: Any, options: RunnerOptions) -> AttentionOps:
+def replace_layers(model: Any, options: RunnerOptions) -> FunctionNodes:
+    """Replace the layers of an OpenVINO model that the settings name, in place; return the nodes that were added.
+
+    The nodes must be released when the model was compiled.
+
+    Raises:
+        InvalidRequest: layers are to be replaced, and the model has open axes.
+        RuntimeMissing: attention: int8 on a machine without it.
+    """
+    nodes, requested = FunctionNodes(), _replacements(options.settings)
+    if not requested:
+        return nodes
     if model.is_dynamic():
-        raise InvalidRequest("attention: int8 was requested for open axes", allowed="static shapes, or several streams")
-    require("openvino.passes")  # which openvino does not import itself
-    attentions = AttentionOps(require(_NAME), max(1, (options.threads or usable_cores()) // options.streams))
-    attentions.replace(model)
-    return attentions
+        raise InvalidRequest(f"{requested[0]} was requested for open axes", allowed="static shapes, or several streams")
+    threads = max(1, (options.threads or usable_cores()) // options.streams)
+    is_bf16 = options.precision == "bf16"
+    if _ATTENTION in requested:
+        replace_attentions(model, nodes, threads, is_bf16=is_bf16 and multiplies_bf16())
+    if _REWRITTEN in requested:
+        split_gates(model)
+        split_convolutions(model)
+        if is_bf16 and not GROUP_NORM.missing_reason(processor_flags()):
+            replace_group_norms(model, nodes, threads)
+    model.validate_nodes_and_infer_types()
+    return nodes
+
+
+def _replacements(settings: Mapping[str, str]) -> list[str]:
+    """Return the settings that replace layers of a model, as "name: value"."""
+    given = [f"{name}: {value}" for name, value in settings.items()]
+    return [setting for setting in (_ATTENTION, _REWRITTEN) if setting in given]
 
 
 def compile_properties(options: RunnerOptions) -> dict[str, Any]:
@@ -301,7 +350,7 @@ def compile_properties(options: RunnerOptions) -> dict[str, Any]:
     threads = options.threads or limited_cores()
     if threads:
         config["INFERENCE_NUM_THREADS"] = threads
-    if options.cache and options.settings.get("attention") != "int8":
+    if options.cache and not _replacements(options.settings):
         # Each combination of options has its own cache directory, because OpenVINO's cache key lacks the options: a
         # network that was compiled for f32 was loaded for f16, and returned NaN.
         name = f"{options.precision}-{threads or 'all'}-{options.streams}{'-quantised' if is_quantised else ''}"
@@ -419,13 +468,16 @@ def candidates(context: CandidateContext) -> Iterator[CandidateSpec]:
         yield spec(shapes="static")
         return
     if context.role == "denoiser":
-        yield spec("int8-static", precision="bf16", attention="int8", **streams)
+        yield spec("int8-static", precision="bf16", attention="int8", layers="rewritten", **streams)
+    if context.role == "decoder":
+        yield spec("int8-static", precision="bf16", shapes="static", layers="rewritten")
+        yield spec(precision="bf16", shapes="static", layers="rewritten")
     yield spec(precision="bf16", shapes="static")
     if context.cost == "high":
-        yield spec("int8-static", precision="bf16", **streams)
+        yield spec("int8-static", precision="bf16", layers="rewritten", **streams)
         if context.role == "denoiser":
-            yield spec(precision="bf16", attention="int8", **streams)
-        yield spec(precision="bf16", **streams)
+            yield spec(precision="bf16", attention="int8", layers="rewritten", **streams)
+        yield spec(precision="bf16", layers="rewritten", **streams)
     if context.cost == "high" or context.role == "decoder":
         yield spec("int8-static", precision="bf16", shapes="static")
         yield spec("int8-static", shapes="static")
@@ -451,7 +503,7 @@ def candidates(context: CandidateContext) -> Iterator[CandidateSpec]:
 
 def exclusion(spec: CandidateSpec, context: CandidateContext) -> str:
     """Return why a configuration of OpenVINO cannot run on this machine; "" where it can."""
-    return missing_reason(context.instructions) if spec.options.get("attention") == "int8" else ""
+    return INT8_ATTENTION.missing_reason(context.instructions) if _ATTENTION in _replacements(spec.options) else ""
 
 
 def defaults(context: CandidateContext) -> Iterator[CandidateSpec]:

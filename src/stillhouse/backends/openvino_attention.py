@@ -5,13 +5,19 @@ of its products. Replaced are attentions over many tokens, as U-Nets have at the
 those over the 77 tokens of a prompt, stay as they are.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
 from typing import Any
 
-from stillhouse.backends.int8_attention import DIM_MULTIPLE, MAX_DIM, int8_attention, load_library
+from numpy.typing import NDArray
 
+from stillhouse.backends.int8_attention import DIM_MULTIPLE, INT8_ATTENTION, MAX_DIM, int8_attention
+from stillhouse.backends.openvino_nodes import FunctionNodes
+from stillhouse.backends.openvino_values import constant_value, only_reader
+
+ATTENTION_NODE = "int8_attention"
+"""End of the names of the nodes."""
 MIN_TOKENS = 256
 """Least number of queries, and of keys, of an attention that is replaced."""
 
@@ -50,97 +56,52 @@ class _SplitHeads:
     scale: float
 
 
-class AttentionOps:
-    """Replaces the attentions of one model, and lets go of the model once it is compiled.
-
-    A compiled model keeps the replaced nodes, and each of these would keep all nodes before it with their weights.
+def replace_attentions(model: Any, nodes: FunctionNodes, threads: int, *, is_bf16: bool = False) -> int:
+    """Replace the attentions of a model with static shapes, and return how many there were.
 
     Args:
-        runtime: the package openvino.
+        model: OpenVINO's model, which is changed in place.
+        nodes: where the new nodes are added.
         threads: number of threads of each attention.
+        is_bf16: whether the model is compiled for bf16, which the processor must have. Attention then reads and writes
+            bf16, too, which spares the conversion of its tensors.
     """
-
-    def __init__(self, runtime: Any, threads: int) -> None:
-        load_library()
-        self._runtime, self._threads = runtime, threads
-        self._nodes: list[Any] = []
-
-    def replace(self, model: Any) -> int:
-        """Replace the attentions of a model with static shapes, and return how many there were."""
-        attentions = list(_find_attentions(model, self._runtime))
-        for found in attentions:
-            node = _node_class(self._runtime)(self._nodes, found.heads, found.scale, self._threads)
-            node.set_arguments([found.queries, found.keys, found.values])
-            node.constructor_validate_and_infer_types()
-            node.set_friendly_name(found.result.get_friendly_name())
-            for reader in list(found.result.output(0).get_target_inputs()):
-                reader.replace_source_output(node.output(0))
-        model.validate_nodes_and_infer_types()
-        return len(attentions)
-
-    def release(self) -> None:
-        """Cut all nodes that were made, copies by the compiler included, off the model."""
-        parameter = self._runtime.opset13.parameter
-        for node in self._nodes:
-            for place in node.inputs():
-                place.replace_source_output(parameter(list(place.get_shape()), place.get_element_type()).output(0))
-        self._nodes.clear()
+    INT8_ATTENTION.load()
+    attentions = list(_find_attentions(model))
+    for found in attentions:
+        output = nodes.add(
+            f"{found.result.get_friendly_name()}/{ATTENTION_NODE}",
+            partial(_attend, heads=found.heads, scale=found.scale, threads=threads),
+            [found.queries, found.keys, found.values],
+            is_bf16=is_bf16,
+        )
+        for reader in list(found.result.output(0).get_target_inputs()):
+            reader.replace_source_output(output)
+    return len(attentions)
 
 
-@cache
-def _node_class(runtime: Any) -> Any:
-    """Return the class of the nodes, which is made on first use, because openvino may not be installed."""
-
-    class Int8Attention(runtime.Op):  # type: ignore[misc]
-        """A node with the inputs queries, keys and values, float32 [rows, tokens, heads * channels]."""
-
-        def __init__(self, nodes: list[Any], heads: int, scale: float, threads: int) -> None:
-            super().__init__(self, None)
-            self._state = nodes, heads, scale, threads
-            nodes.append(self)
-
-        def validate_and_infer_types(self) -> None:
-            self.set_output_type(0, self.get_input_element_type(0), self.get_input_partial_shape(0))
-
-        def clone_with_new_inputs(self, inputs: list[Any]) -> Any:
-            node = Int8Attention(*self._state)
-            node.set_arguments(inputs)
-            node.constructor_validate_and_infer_types()
-            return node
-
-        def visit_attributes(self, visitor: Any) -> bool:
-            return True
-
-        def has_evaluate(self) -> bool:
-            return True
-
-        def evaluate(self, outputs: list[Any], inputs: list[Any]) -> bool:
-            _, heads, scale, threads = self._state
-            queries, keys, values = (tensor.data for tensor in inputs)
-            int8_attention(queries, keys, values, heads, scale, out=outputs[0].data, threads=threads)
-            return True
-
-    return Int8Attention
+def _attend(inputs: Sequence[NDArray[Any]], out: NDArray[Any], heads: int, scale: float, threads: int) -> None:
+    queries, keys, values, result = (array.reshape(-1, *array.shape[-2:]) for array in (*inputs, out))
+    int8_attention(queries, keys, values, heads, scale, out=result, threads=threads)
 
 
-def _find_attentions(model: Any, runtime: Any) -> Iterator[_Attention]:
+def _find_attentions(model: Any) -> Iterator[_Attention]:
     """Yield the attentions of a model with static shapes that `int8_attention` can compute.
 
     torch's exporter writes an attention as MatMul, Softmax, MatMul, each head split off by Reshape and Transpose before
     and joined after. Queries and keys are each multiplied by the root of the scale. A quantised model has a
     FakeQuantize before each product.
     """
-    folded = _fold_constants(model, runtime)
     for softmax in model.get_ordered_ops():
         if softmax.get_type_name() != "Softmax":
             continue
-        product, weighted = softmax.input_value(0).get_node(), _only_reader(softmax)
+        product, weighted = softmax.input_value(0).get_node(), only_reader(softmax)
         if weighted is not None and weighted.get_type_name() == "FakeQuantize":
-            weighted = _only_reader(weighted)
+            weighted = only_reader(weighted)
         if product.get_type_name() != "MatMul" or weighted is None or weighted.get_type_name() != "MatMul":
             continue
         inputs = product.input_value(0), product.input_value(1), weighted.input_value(1)
-        queries, keys, values = (_trace_source(output, folded) for output in inputs)
+        queries, keys, values = (_trace_source(output) for output in inputs)
         result = _join_of_heads(weighted)
         if queries and keys and values and result is not None and values.scale == 1.0:
             _, heads, count, dim = queries.shape
@@ -154,33 +115,19 @@ def _is_transposed(product: Any) -> bool:
     return bool(product.get_attributes()["transpose_b"])
 
 
-def _fold_constants(model: Any, runtime: Any) -> dict[str, Any]:
-    """Return the nodes of a copy of a model with folded constants, by name.
-
-    In the model itself, folded weights would no longer be recognised as quantised.
-    """
-    copy = model.clone()
-    manager = runtime.passes.Manager()
-    manager.register_pass(runtime.passes.ConstantFolding())
-    manager.run_passes(copy)
-    return {node.get_friendly_name(): node for node in copy.get_ops()}
-
-
-def _trace_source(output: Any, folded: dict[str, Any]) -> _SplitHeads | None:
+def _trace_source(output: Any) -> _SplitHeads | None:
     """Return the source of an input of an attention's product; None where the input has another form.
 
     Args:
         output: the input of the product.
-        folded: nodes of `_fold_constants`.
     """
     scale, shape = 1.0, None
     while (kind := (node := output.get_node()).get_type_name()) != "Reshape":
         if kind == "Multiply":
-            name = node.get_friendly_name()
-            factor = folded[name].input_value(1).get_node() if name in folded else node
-            if factor.get_type_name() != "Constant" or factor.data.size != 1:
+            factor = constant_value(node.input_value(1))
+            if factor is None or factor.size != 1:
                 return None
-            scale *= float(factor.data.item())
+            scale *= float(factor.item())
         elif kind == "Transpose":
             shape = tuple(node.output(0).get_shape())
         elif kind not in ("FakeQuantize", "Convert"):
@@ -193,14 +140,8 @@ def _trace_source(output: Any, folded: dict[str, Any]) -> _SplitHeads | None:
 
 def _join_of_heads(weighted: Any) -> Any | None:
     """Return the Reshape that joins the heads of an attention's result, [rows, tokens, heads * channels], or None."""
-    node = _only_reader(weighted)
+    node = only_reader(weighted)
     while node is not None and node.get_type_name() in ("Transpose", "FakeQuantize"):
-        node = _only_reader(node)
+        node = only_reader(node)
     is_join = node is not None and node.get_type_name() == "Reshape" and len(node.output(0).get_shape()) == 3
     return node if is_join else None
-
-
-def _only_reader(node: Any) -> Any | None:
-    """Return the node that reads the output of a node; None where there are several or none."""
-    readers = list(node.output(0).get_target_inputs())
-    return readers[0].get_node() if len(readers) == 1 else None
