@@ -13,6 +13,7 @@ from benchmarks import attention, budgets, levers, sd15_picture
 from benchmarks.gpu import tables as gpu
 from benchmarks.grid import markdown_table
 from benchmarks.pipeline_grid import grid_table
+from benchmarks.race.students import students_table
 from benchmarks.race.tables import race_table, summary_table
 from benchmarks.real_models import tables as real_models
 from benchmarks.record import RESULTS, read_results
@@ -300,6 +301,7 @@ _TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "budgets": budgets.table,
     "race": race_table,
     "race_summary": summary_table,
+    "race_students": students_table,
     "attention": attention.table,
     "lever_peaks": levers.peaks_table,
     "lever_parts": levers.parts_table,
@@ -320,7 +322,7 @@ _TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "gpu_components": gpu.components_table,
     "gpu_batching": gpu.batching_table,
 }
-_PREFIXES = {"gpu_": "gpu", "lever_": "levers", "race_": "race"}
+_PREFIXES = {"gpu_": "gpu", "lever_": "levers", "race_summary": "race"}
 _FILES = {name: file for name in _TABLES for prefix, file in _PREFIXES.items() if name.startswith(prefix)}
 """Tables whose results are in a file of another name."""
 _COMMANDS: Mapping[str, str] = {
@@ -336,6 +338,7 @@ _COMMANDS: Mapping[str, str] = {
     "sd15_picture": "python -m benchmarks.sd15_picture",
     "budgets": "python -m benchmarks.budgets",
     "race": "python -m benchmarks.race",
+    "race_students": "python -m benchmarks.race.students",
     "attention": "python -m benchmarks.attention",
     "choice": "python -m benchmarks.accelerate choice",
     "real_models": "python -m benchmarks.real_models",

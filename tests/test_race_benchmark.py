@@ -15,6 +15,7 @@ from benchmarks.race import plain_loop, prepare
 from benchmarks.race.original_layout import write_single_file
 from benchmarks.race.plain_loop import PlainLoop
 from benchmarks.race.stopwatch import Timed
+from benchmarks.race.students import students_table
 from benchmarks.race.subject import GUIDANCE, initial_noise
 from benchmarks.race.subject_process import file_stem
 from benchmarks.race.subjects import EXACT, REFERENCE, STEPS, SUBJECTS
@@ -182,6 +183,14 @@ def test_what_an_engine_needs_is_made_only_where_it_is_installed(
     monkeypatch.setattr(prepare, "BUILD", tmp_path)
     monkeypatch.setattr(prepare, "find_spec", lambda name: None if name == "stable_diffusion_cpp" else object())
     monkeypatch.setattr("benchmarks.race.prepare.subprocess.run", lambda command, check: made.append(command[3]))
-    assert list(prepare.prepare("20m")) == ["checkpoint", "genai", "genai-int8", "accelerated"]
-    assert made == ["checkpoint", "genai", "genai-int8", "accelerated"]
+    assert list(prepare.prepare("20m")) == ["checkpoint", "genai", "genai-int8", "accelerated", "cached"]
+    assert made == ["checkpoint", "genai", "genai-int8", "accelerated", "cached"]
     assert prepare.prepare("20m") == {}
+
+
+def test_the_students_gain_is_against_one_picture_of_diffusers() -> None:
+    rows = {"Stillhouse, student": {"3": [5.0, 4.0, 8.0], "1": [2.0, 2.0]}}
+    table = students_table({"teacher": {"name": EXACT, "steps": 35, "seconds": 200.0}, "rows": rows})
+    assert "| diffusers, f32, 35 guided steps | 200.0 |  |" in table
+    assert "| Stillhouse, student, 3 steps | 5.00 | **40x** (25 to 50) |" in table
+    assert "| Stillhouse, student, 1 step | 2.00 | **100x** (100 to 100) |" in table

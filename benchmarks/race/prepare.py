@@ -8,8 +8,12 @@ from pathlib import Path
 from time import perf_counter
 
 from benchmarks.race.genai_directory import compress_directory, write_genai_directory
+from benchmarks.race.linked_pipeline import link_pipeline
 from benchmarks.race.original_layout import write_single_file
-from benchmarks.race.subject import ACCELERATED, BUILD, CHECKPOINT, GENAI, GENAI_INT8, PIPELINE, SINGLE_FILE
+from benchmarks.race.subject import ACCELERATED, BUILD, CACHED, CHECKPOINT, GENAI, GENAI_INT8, PIPELINE, SINGLE_FILE
+from stillhouse.backends.deepcache_split import split_denoiser
+from stillhouse.pipelines.manifest import StepCache, read_manifest
+from stillhouse.pipelines.roles import DENOISER
 
 DONE = ".done"
 """Name of the file that marks a directory as whole, or part of its name."""
@@ -47,12 +51,20 @@ def _write_checkpoint(budget: str) -> None:
 def _accelerate(budget: str) -> None:
     command = [sys.executable, "-m", "stillhouse", "accelerate", str(PIPELINE), "-o", str(ACCELERATED)]
     networks = ["--component", "denoiser", "--component", "decoder", "--component", "text_encoder"]
-    subprocess.run([*command, *networks, "--budget", budget, "--memory", "20GiB"], check=True)
+    subprocess.run([*command, *networks, "--budget", budget, "--memory", "12GiB"], check=True)
+
+
+def _split_denoiser(budget: str) -> None:
+    manifest = read_manifest(ACCELERATED)
+    split = split_denoiser(ACCELERATED / manifest.components[DENOISER].graph)
+    paths = (path.relative_to(ACCELERATED).as_posix() for path in (split.full, split.shallow))
+    link_pipeline(ACCELERATED, CACHED, step_cache=StepCache(*paths))
 
 
 _STEPS: Mapping[str, Callable[[str], None]] = {
     "checkpoint": _write_checkpoint,
     "accelerated": _accelerate,
+    "cached": _split_denoiser,
     "genai": lambda budget: write_genai_directory(CHECKPOINT, GENAI),
     "genai-int8": lambda budget: compress_directory(GENAI, GENAI_INT8),
     "single-file": lambda budget: write_single_file(CHECKPOINT, SINGLE_FILE),
@@ -63,6 +75,7 @@ _TARGETS: Mapping[str, Path] = {
     "genai-int8": GENAI_INT8,
     "single-file": SINGLE_FILE,
     "accelerated": ACCELERATED,
+    "cached": CACHED,
 }
 _NEEDED = {
     "genai": ("openvino_genai", "openvino_tokenizers"),

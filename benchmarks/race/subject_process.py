@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.race.subject import BUILD, Subject, probe_inputs
-from benchmarks.race.subjects import SUBJECTS
+from benchmarks.race.subjects import STUDENTS, SUBJECTS
 from stillhouse.measure.memory import peak_resident_bytes
 from stillhouse.workers.channel import TransportClosed
 from stillhouse.workers.process import WorkerProcess, connect_to_parent
@@ -77,7 +77,7 @@ class SubjectProcess:
     """Runs a subject in a process of its own.
 
     Args:
-        name: name of the subject in SUBJECTS.
+        name: name of the subject in SUBJECTS or STUDENTS.
     """
 
     def __init__(self, name: str) -> None:
@@ -147,7 +147,7 @@ def main() -> None:
         try:
             if isinstance(command, Open):
                 began = perf_counter()
-                subject = SUBJECTS[command.name].open()
+                subject = {**SUBJECTS, **STUDENTS}[command.name].open()
                 reply: Reply = Opened(perf_counter() - began, subject.precision)
             else:
                 assert subject

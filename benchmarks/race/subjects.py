@@ -8,7 +8,16 @@ from benchmarks.race.genai_engine import GenaiEngine
 from benchmarks.race.loop_engines import open_onnxruntime, open_openvino
 from benchmarks.race.sdcpp_engine import SdcppEngine
 from benchmarks.race.stillhouse_engine import StillhouseEngine
-from benchmarks.race.subject import ACCELERATED, GENAI, GENAI_INT8, PIPELINE, Subject
+from benchmarks.race.subject import (
+    ACCELERATED,
+    CACHED,
+    GENAI,
+    GENAI_INT8,
+    PIPELINE,
+    STUDENT,
+    STUDENT_TINY,
+    Subject,
+)
 from stillhouse.pipelines.manifest import read_manifest
 from stillhouse.pipelines.roles import DENOISER
 
@@ -17,6 +26,8 @@ REFERENCE = "Stillhouse, accelerated"
 IMPORTED = "Stillhouse, as imported"
 EXACT = "diffusers, f32"
 """The subject whose outputs and pictures the others are compared with."""
+CACHE_INTERVAL = 3
+"""Steps of "Stillhouse, step caching" from one with all layers to the next."""
 STEPS = (1, 3, 8, 20)
 """Numbers of steps of the pictures."""
 QUICK: Mapping[int, int] = {1: 4, 3: 3, 8: 2, 20: 3}
@@ -60,5 +71,11 @@ SUBJECTS: Mapping[str, Entry] = {
     ),
     "plain loop on onnxruntime": Entry(open_onnxruntime, SLOW, is_peer=False),
     IMPORTED: Entry(lambda: StillhouseEngine(PIPELINE), is_peer=False),
+    "Stillhouse, step caching": Entry(lambda: StillhouseEngine(CACHED, cache_interval=CACHE_INTERVAL), is_peer=False),
     REFERENCE: Entry(lambda: StillhouseEngine(ACCELERATED), {}, is_peer=False),
 }
+STUDENTS: Mapping[str, Entry] = {
+    "Stillhouse, student": Entry(lambda: StillhouseEngine(STUDENT, guidance=1.0)),
+    "Stillhouse, student, tiny decoder": Entry(lambda: StillhouseEngine(STUDENT_TINY, guidance=1.0)),
+}
+"""What `benchmarks.race.students` times."""

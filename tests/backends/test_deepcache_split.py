@@ -85,6 +85,58 @@ def test_shallow_on_the_full_ones_features_is_the_whole_network(
     np.testing.assert_allclose(shallow, full["out_sample"], atol=1e-6 * largest)
 
 
+@pytest.fixture(scope="module")
+def quantised(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A graph in int8 for OpenVINO, by kind; made at the first call."""
+    root = tmp_path_factory.mktemp("quantised")
+
+    def find(kind: str) -> Path:
+        out = root / kind / "model.xml"
+        if not out.exists():
+            _write_unet(kind, root / f"{kind}-float")
+            source = root / f"{kind}-float" / "model.onnx"
+            out.parent.mkdir()
+            import_module("stillhouse.backends.quantize").quantize_openvino(source, out, [feeds(source)])
+        return out
+
+    return find
+
+
+@pytest.mark.parametrize(("kind", "layer"), [("sd1", 0), ("sd1", -1), ("embedded", 0)])
+def test_a_quantised_graph_is_split_alike(kind: str, layer: int, quantised: Callable[[str], Path]) -> None:
+    graph = quantised(kind)
+    cut, all_feeds = split_denoiser(graph, layer), feeds(graph)
+    whole = open_runner(graph, "openvino")(all_feeds)["out_sample"]
+    full = open_runner(cut.full, "openvino")(all_feeds)
+    inputs = select_inputs(all_feeds | {DEEP_TENSOR: full[DEEP_TENSOR]}, cut.shallow)
+    shallow = open_runner(cut.shallow, "openvino")(inputs)["out_sample"]
+    # Another fusion may move a value across the border between two steps of int8, of which a tensor has 255.
+    for found in (full["out_sample"], shallow):
+        np.testing.assert_allclose(found, whole, atol=2e-2 * np.abs(whole).max())
+    assert read_signature(cut.full).outputs == ("out_sample", DEEP_TENSOR)
+    assert len(read_signature(cut.shallow).inputs[DEEP_TENSOR]) == 4
+    assert set(inputs) - {DEEP_TENSOR} <= set(all_feeds)
+    assert cut.shallow_nodes < 0.7 * cut.full_nodes
+
+
+def test_the_weights_of_a_quantised_graph_are_linked(quantised: Callable[[str], Path]) -> None:
+    graph = quantised("embedded")
+    cut = split_denoiser(graph)
+    assert (cut.full.name, cut.shallow.name, cut.layers) == ("model.full-0.xml", "model.shallow-0.xml", 2)
+    for path in (cut.full, cut.shallow):
+        assert path.with_suffix(".bin").samefile(graph.with_suffix(".bin"))
+    names = read_signature(graph).inputs["sample"]
+    assert read_signature(cut.shallow).inputs[DEEP_TENSOR] == (names[0], 64, *names[2:])
+
+
+def test_a_quantised_graph_that_is_no_unet_is_refused(tmp_path: Path) -> None:
+    quantize = import_module("stillhouse.backends.quantize")
+    source = write_model(unet(), tmp_path / "model.onnx")
+    quantize.compress_openvino_weights(source, tmp_path / "model.xml")
+    with pytest.raises(PipelineError, match="cannot be split for step caching: it has no node that concatenates"):
+        split_denoiser(tmp_path / "model.xml")
+
+
 @pytest.mark.parametrize(
     ("kind", "layer", "share"),
     [

@@ -14,8 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stillhouse.backends.deepcache_split_ir import (
+    IrGraph,
+    deep_ports,
+    find_joins,
+    with_input,
+    with_output,
+    write_linked,
+)
 from stillhouse.backends.graph import load_graph
 from stillhouse.backends.runtime import require, translate_errors
+from stillhouse.backends.signature import OPENVINO_SUFFIX
 from stillhouse.check import check_integer
 from stillhouse.errors import PipelineError
 
@@ -27,6 +36,9 @@ DEEP_TENSOR = "deep"
 _JOIN = re.compile(r".*/up_blocks\.(\d+)/[^/]+")
 _BELOW = re.compile(r".*/(?:mid_block|up_blocks\.(\d+))/.*")
 _HEAVY = {"Conv", "Gemm", "MatMul"}
+_HEAVY_IR = {"Convolution", "MatMul"}
+_NO_JOIN = "it has no node that concatenates a skip connection in a scope up_blocks.N"
+_SEVERAL_TENSORS = "of its last up block depends on the deeper blocks by more than one tensor"
 _GRAPH = 5  # AttributeProto.GRAPH as a number, so that onnx is imported only when a graph is split
 _ALLOWED = "a U-Net exported by `stillhouse import`, whose node names show its blocks"
 
@@ -51,13 +63,13 @@ class DeepCacheSplit:
 
 
 def split_denoiser(graph: Path, layer: int = 0) -> DeepCacheSplit:
-    """Write `<stem>.full-<layer>.onnx` and `<stem>.shallow-<layer>.onnx` beside a U-Net's graph.
+    """Write `<stem>.full-<layer>` and `<stem>.shallow-<layer>` beside a U-Net's graph, of the same format.
 
     `full` has one more output, `deep` [rows, c, h, w]: the tensor that enters the layer from the deeper blocks.
     `shallow` has the input `deep`, those inputs of the graph that it needs, and all outputs of the graph.
 
     Args:
-        graph: an ONNX file. Its weights, inside or beside the file, are not read.
+        graph: an ONNX file, or an OpenVINO graph (.xml). Its weights, inside or beside the file, are not read.
         layer: layer of the last up block before which the graph is split. 0, the first layer, leaves most nodes in the
             shallow graph; -1, the last layer, is the split of the paper.
 
@@ -71,6 +83,8 @@ def split_denoiser(graph: Path, layer: int = 0) -> DeepCacheSplit:
     >>> split.shallow.name, split.shallow_nodes < split.full_nodes  # doctest: +SKIP
     ('model.shallow-0.onnx', True)
     """
+    if graph.suffix == OPENVINO_SUFFIX:
+        return _split_ir(graph, layer)
     full = load_graph(graph)
     joins, last = _skip_concats(full, graph)
     check_integer("layer", layer, -len(joins), len(joins) - 1)
@@ -84,8 +98,7 @@ def split_denoiser(graph: Path, layer: int = 0) -> DeepCacheSplit:
     shallow.graph.input.append(value)
     _prune(shallow.graph)
     if any(node.op_type in _HEAVY and _is_below(node, last) for node in shallow.graph.node):
-        message = f"layer {layer} of its last up block depends on the deeper blocks by more than one tensor"
-        raise _cannot_split(graph, message)
+        raise _cannot_split(graph, f"layer {layer} {_SEVERAL_TENSORS}")
     if any(attribute.type == _GRAPH for node in shallow.graph.node for attribute in node.attribute):
         raise _cannot_split(graph, "its upper layers contain inner graphs (If or Loop)")
     split = DeepCacheSplit(
@@ -99,6 +112,31 @@ def split_denoiser(graph: Path, layer: int = 0) -> DeepCacheSplit:
     _write(full, split.full)
     _write(shallow, split.shallow)
     return split
+
+
+def _split_ir(graph: Path, layer: int) -> DeepCacheSplit:
+    """Do as `split_denoiser` with an OpenVINO graph."""
+    whole = IrGraph.read(graph)
+    joins = find_joins(whole, _JOIN)
+    if not joins:
+        raise _cannot_split(graph, _NO_JOIN)
+    last = max(joins)
+    check_integer("layer", layer, -len(joins[last]), len(joins[last]) - 1)
+    layer %= len(joins[last])
+    join = joins[last][layer]
+    below = deep_ports(whole, join, lambda name: _lies_below(name, last))
+    if len(whole.inputs(join)) != 2 or len(below) != 1:
+        name = whole.layers[join].attrib["name"]
+        raise _cannot_split(graph, f"{name} does not concatenate one deeper tensor and one skip connection")
+    full, shallow = (make(whole, below[0], DEEP_TENSOR) for make in (with_output, with_input))
+    heavy = [found.attrib["name"] for found in shallow.layers.values() if found.attrib["type"] in _HEAVY_IR]
+    if any(_lies_below(name, last) for name in heavy):
+        raise _cannot_split(graph, f"layer {layer} {_SEVERAL_TENSORS}")
+    paths = [graph.with_name(f"{graph.stem}.{depth}-{layer}{OPENVINO_SUFFIX}") for depth in ("full", "shallow")]
+    for part, path in zip((full, shallow), paths, strict=True):
+        write_linked(part, graph.with_suffix(".bin"), path)
+    tensor = whole.layers[below[0][0]].attrib["name"]
+    return DeepCacheSplit(paths[0], paths[1], tensor, len(joins[last]), len(full.layers), len(shallow.layers))
 
 
 def _skip_concats(model: Any, graph: Path) -> tuple[list[Any], int]:
@@ -116,7 +154,7 @@ def _skip_concats(model: Any, graph: Path) -> tuple[list[Any], int]:
         if node.op_type == "Concat" and (match := _JOIN.fullmatch(node.name)):
             joins.setdefault(int(match[1]), []).append(node)
     if not joins:
-        raise _cannot_split(graph, "it has no node that concatenates a skip connection in a scope up_blocks.N")
+        raise _cannot_split(graph, _NO_JOIN)
     last = max(joins)
     return joins[last], last
 
@@ -145,7 +183,11 @@ def _deep_input(model: Any, join: Any, last: int, graph: Path) -> str:
 
 def _is_below(node: Any, last: int) -> bool:
     """Return whether a node lies in the middle block or in an up block before block `last`."""
-    match = _BELOW.fullmatch(node.name)
+    return _lies_below(node.name, last)
+
+
+def _lies_below(name: str, last: int) -> bool:
+    match = _BELOW.fullmatch(name)
     return match is not None and (match[1] is None or int(match[1]) < last)
 
 

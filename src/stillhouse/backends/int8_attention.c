@@ -1,13 +1,13 @@
 /* Attention with products in int8, for processors with AVX-512 VNNI.
  *
- * softmax(scale * Q K^T) V for float32 Q, K and V of shape [rows, tokens, heads * dim]. Q and K are rounded to int8 with
+ * softmax(scale * Q K^T) V for Q, K and V of shape [rows, tokens, heads * dim]. Q and K are rounded to int8 with
  * a scale for each query and one for each block of keys, after the mean of the keys was subtracted, which does not
  * change the softmax (SageAttention, Zhang et al. 2024). The maximum and the sum of the weights are kept while blocks of
  * keys are visited (FlashAttention, Dao et al. 2022), so that scores never leave the first-level cache.
  *
- * Where the processor multiplies bf16, weights and V are rounded to bf16, and their products are summed in
- * float32. Elsewhere weights are rounded to 8 bits with 254 for the largest weight so far of a query, and V to int8 with
- * a scale for each channel; sums are exact in int32. On Zen 5 this takes a fifth less time (35 ms in place of 44), and it
+ * Where the processor multiplies bf16, weights and V are rounded to bf16, and their products are summed in float32.
+ * Elsewhere weights are rounded to 8 bits with 254 for the largest weight so far of a query, and V to int8 with a scale
+ * for each channel; sums are exact in int32. On Zen 5 this takes an eighth less time (39 ms in place of 45), and it
  * loses accuracy where small weights decide: thousands beside a large one are rounded by several percent each.
  *
  * A vector holds 16 queries: maxima, exponentials and sums need no operation across lanes.

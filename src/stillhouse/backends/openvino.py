@@ -469,6 +469,8 @@ def candidates(context: CandidateContext) -> Iterator[CandidateSpec]:
         return
     if context.role == "denoiser":
         yield spec("int8-static", precision="bf16", attention="int8", layers="rewritten", **streams)
+        if context.cost == "high":  # for calls of one row, which streams do not share
+            yield spec("int8-static", precision="bf16", attention="int8", layers="rewritten", shapes="static")
     if context.role == "decoder":
         yield spec("int8-static", precision="bf16", shapes="static", layers="rewritten")
         yield spec(precision="bf16", shapes="static", layers="rewritten")

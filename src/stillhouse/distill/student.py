@@ -113,7 +113,7 @@ def _write(
             }
             save_file(weights, pipeline / LORA_FILE, metadata)
         if decoder is not None:
-            component = _write_decoder(decoder, manifest.latent.channels, pipeline)
+            component = write_decoder(decoder, manifest.latent.channels, pipeline)
             manifest = replace(manifest, components={**manifest.components, "decoder": component})
         write_manifest(pipeline, manifest)
         shutil.copytree(pipeline, stage, dirs_exist_ok=True)
@@ -163,7 +163,8 @@ def _ddim_config(schedule: Schedule) -> dict[str, Any]:
     }
 
 
-def _write_decoder(decoder: TinyDecoder, channels: int, directory: Path) -> Component:
+def write_decoder(decoder: TinyDecoder, channels: int, directory: Path) -> Component:
+    """Write a tiny decoder of latents with `channels` channels into a pipeline's directory."""
     folder = directory / DECODER_FOLDER
     folder.mkdir()
     copy = deepcopy(decoder).cpu()

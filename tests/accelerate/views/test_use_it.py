@@ -107,9 +107,15 @@ def test_the_settings_that_were_measured_are_in_the_code(tmp_path: Path) -> None
 
 def test_what_plain_openvino_lacks_is_said(tmp_path: Path) -> None:
     report, _ = accelerated(tmp_path, CANDIDATES[2])
-    note = "# slower than measured: attention in int8 is a part of Stillhouse"
-    assert note not in use_it(report, tmp_path)[0].code
-    assert note in use_it(_chosen(report, {"shapes": "static", "attention": "int8"}), tmp_path)[0].code
+    notes = {
+        "attention": "# slower than measured: attention in int8 is a part of Stillhouse",
+        "layers": "# slower than measured: Stillhouse rewrites layers when it opens a graph",
+    }
+    settings = {"attention": "int8", "layers": "rewritten"}
+    for name, note in notes.items():
+        assert note not in use_it(report, tmp_path)[0].code
+        chosen = _chosen(report, {"shapes": "static", name: settings[name]})
+        assert note in use_it(chosen, tmp_path)[0].code
 
 
 def _chosen(report: Report, options: dict[str, str]) -> Report:

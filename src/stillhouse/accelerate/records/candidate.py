@@ -40,11 +40,11 @@ class Candidate:
             `uint8-dynamic`, `int8-weights`, `int4-weights`, `distilled`. For a pipeline candidate: `sampling` (other
             sampling options), `distilled`, or `baseline` (only a reference for comparisons).
         precision: compute precision requested from the backend: f32, bf16, f16, auto.
-        options: settings of the backend (threads, streams, shapes=static, attention, memory_format, compile, kernels,
-            rows; on a GPU also device, graphs, provider, offload, batches, axes); `tile`, the side in pixels of a
-            decoder's tiles; `student`, the name of a distilled student; for a pipeline candidate the sampling options
-            that it changes (sampler, steps, guidance_interval, cache_interval), and the names of the networks with
-            which it was measured (denoiser, decoder); networks that it does not name are the chosen ones.
+        options: settings of the backend (threads, streams, shapes=static, attention, layers, memory_format, compile,
+            kernels, rows; on a GPU also device, graphs, provider, offload, batches, axes); `tile`, the side in pixels
+            of a decoder's tiles; `student`, the name of a distilled student; for a pipeline candidate the sampling
+            options that it changes (sampler, steps, guidance_interval, cache_interval), and the names of the networks
+            with which it was measured (denoiser, decoder); networks that it does not name are the chosen ones.
         keep: names of nodes that a quantization recipe leaves in float.
 
     >>> Candidate("denoiser", "openvino", "int8-static", options={"streams": "2"}).name

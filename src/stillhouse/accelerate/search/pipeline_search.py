@@ -324,9 +324,10 @@ class _PipelineSearch:
 
     def _can_cache(self, denoiser: str) -> bool:
         trials = [trial for trial in self.sweep.report.trials_of(DENOISER) if trial.candidate.name == denoiser]
-        if any(trial.artifact for trial in trials):
-            return False
-        return make_step_cache(self.sweep.workspace.directory, self.manifest.components) is not None
+        own = self.manifest.components[DENOISER]
+        graph = next((trial.graph for trial in trials if trial.artifact and trial.graph), own.graph)
+        components = {**self.manifest.components, DENOISER: replace(own, graph=graph)}
+        return make_step_cache(self.sweep.workspace.directory, components) is not None
 
     def _components(self, candidate: Candidate = CHOSEN_PIPELINE) -> tuple[dict[str, Component], StepCache | None]:
         """Return the networks of a variant by name, and its graphs for feature caching if it caches features."""

@@ -21,6 +21,7 @@ from stillhouse.accelerate.search.students import STUDENTS_FOLDER, prefix_paths,
 from stillhouse.accelerate.selection.choose import pareto_front
 from stillhouse.accelerate.workspace import f32_components, original_components, original_manifest
 from stillhouse.backends.deepcache_split import split_denoiser
+from stillhouse.backends.signature import OPENVINO_SUFFIX
 from stillhouse.errors import PipelineError, RuntimeMissing
 from stillhouse.pipelines.fastest_component import RecordedCall, write_recorded_call
 from stillhouse.pipelines.manifest import (
@@ -157,15 +158,15 @@ def make_step_cache(directory: Path, components: Mapping[str, Component]) -> Ste
     """Split the denoiser into two graphs for feature caching (DeepCache), and write both beside the denoiser's graph.
 
     One graph is the whole denoiser with its deep features as an output. The other graph has only the shallow layers,
-    and takes the deep features as an input. The paths of both are returned, or None where the denoiser cannot be split
-    or its graph is not the original one.
+    and takes the deep features as an input. The paths of both are returned, or None where the denoiser cannot be split:
+    its graph is neither the original one nor one for OpenVINO.
 
     Args:
         directory: working directory of `stillhouse accelerate`.
         components: networks of the pipeline by name.
     """
     graph = components["denoiser"].graph
-    if graph != original_components(directory)["denoiser"].graph:
+    if graph != original_components(directory)["denoiser"].graph and not graph.endswith(OPENVINO_SUFFIX):
         return None
     try:
         split = split_denoiser(directory / graph)

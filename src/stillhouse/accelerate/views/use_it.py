@@ -21,7 +21,11 @@ from stillhouse.pipelines.runners import opening_shapes
 
 _PROVIDERS = {"cpu": (), "cuda": ("CUDA",), "tensorrt": ("Tensorrt", "CUDA")}
 _EXAMPLE_PROMPT = "a red circle"
-_WITHOUT_ATTENTION = "# slower than measured: attention in int8 is a part of Stillhouse"
+_OWN_LAYERS = {
+    ("attention", "int8"): "# slower than measured: attention in int8 is a part of Stillhouse",
+    ("layers", "rewritten"): "# slower than measured: Stillhouse rewrites layers when it opens a graph",
+}
+"""What plain OpenVINO lacks, by a setting and its value."""
 _WHOLE_BATCH = ("results = network(feeds)", "outputs = {name: results[name] for name in names}")
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -127,7 +131,7 @@ def _openvino_lines(component: Component, threads: int | None, signature: Signat
         lengths = {name: [1, *shape[1:]] for name, shape in lengths.items()}
     is_reshaped = component.static or component.streams > 1
     return [
-        *([_WITHOUT_ATTENTION] if component.settings.get("attention") == "int8" else []),
+        *(note for setting, note in _OWN_LAYERS.items() if setting in component.settings.items()),
         *(["import numpy", "import openvino"] if component.streams > 1 else ["import openvino"]),
         "",
         "core = openvino.Core()",
