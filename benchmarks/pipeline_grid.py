@@ -205,7 +205,7 @@ def _extend(captions: Mapping[Way, int]) -> None:
     Args:
         captions: number of captions wanted by way.
     """
-    grid = _Grid()
+    grid = Grid()
     for number, (way, count) in enumerate(captions.items()):
         rows = _rows()
         row = rows.get(way.name, {"captions": 0, **dict.fromkeys(SCORES, "")})
@@ -221,7 +221,7 @@ def _extend(captions: Mapping[Way, int]) -> None:
         print(f"{number + 1} of {len(captions)}: {way.name}: {shares} in {perf_counter() - started:.0f} s", flush=True)
 
 
-class _Grid:
+class Grid:
     """Opens the pipeline of a way, and scores its pictures. The pipeline of the last way stays open."""
 
     def __init__(self) -> None:
@@ -305,7 +305,7 @@ _STATIC: Mapping[str, str] = {"shapes": "static"}
 
 def _time() -> None:
     """Time the leading ways, each with two streams and with static shapes, and the plain loop in the same rounds."""
-    grid, rows = _Grid(), _rows()
+    grid, rows = Grid(), _rows()
     request = ImageRequest(str(grid.captions[0][1]), seed=0)
     ways = _leading_ways(FINALISTS)
     with ExitStack() as stack:
@@ -326,7 +326,7 @@ def _time() -> None:
 
 
 def _open_timer(
-    grid: _Grid, way: Way, settings: Mapping[str, str], request: ImageRequest, stack: ExitStack
+    grid: Grid, way: Way, settings: Mapping[str, str], request: ImageRequest, stack: ExitStack
 ) -> Callable[[], float]:
     """Return a function that generates a picture with a way in a process of its own and returns its seconds."""
     directory, components, cache = grid.networks(way, settings)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import attention, budgets, levers, sd15_picture
+from benchmarks import attention, budgets, levers, sd15_picture, step_caching
 from benchmarks.gpu import tables as gpu
 from benchmarks.grid import markdown_table
 from benchmarks.pipeline_grid import grid_table
@@ -302,6 +302,7 @@ _TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "race": race_table,
     "race_summary": summary_table,
     "race_students": students_table,
+    "step_caching": step_caching.caching_table,
     "attention": attention.table,
     "lever_peaks": levers.peaks_table,
     "lever_parts": levers.parts_table,
@@ -339,6 +340,7 @@ _COMMANDS: Mapping[str, str] = {
     "budgets": "python -m benchmarks.budgets",
     "race": "python -m benchmarks.race",
     "race_students": "python -m benchmarks.race.students",
+    "step_caching": "python -m benchmarks.step_caching",
     "attention": "python -m benchmarks.attention",
     "choice": "python -m benchmarks.accelerate choice",
     "real_models": "python -m benchmarks.real_models",

@@ -18,8 +18,9 @@ from benchmarks.race.stopwatch import Timed
 from benchmarks.race.students import students_table
 from benchmarks.race.subject import GUIDANCE, initial_noise
 from benchmarks.race.subject_process import file_stem
-from benchmarks.race.subjects import EXACT, REFERENCE, STEPS, SUBJECTS
+from benchmarks.race.subjects import CACHING, EXACT, REFERENCE, STEPS, SUBJECTS
 from benchmarks.race.tables import best_peer, race_table, summary_table
+from benchmarks.step_caching import caching_table
 
 SCHEDULER = {
     "num_train_timesteps": 1000,
@@ -142,6 +143,8 @@ RESULTS = {
     "rows": {
         EXACT: row(4.0, rounds=1),
         "OpenVINO GenAI, static": row(1.9),
+        "OpenVINO GenAI, static, TaylorSeer": row(1.5),
+        CACHING: row(0.5),
         "plain loop on OpenVINO": row(1.2),
         "stable-diffusion.cpp, q8_0": {"reason": "SubjectFailed: no module"},
     },
@@ -162,11 +165,12 @@ def test_the_summary_has_the_systems_that_people_run() -> None:
     text = summary_table(RESULTS)
     assert f"| {EXACT} | bf16 | 40.0 s | 40.0 s | **4.00x** (one picture) | **4.00x** (one picture) |" in text
     assert f"| **{REFERENCE}** | openvino bf16 | 10.0 s | 10.0 s |  |  |" in text
-    assert "plain loop" not in text and "stable-diffusion.cpp" not in text
+    assert f"| {CACHING} | bf16 | 5.0 s | 5.0 s | slower by **2.00x** (1.67 to 2.50) |" in text
+    assert not any(name in text for name in ("plain loop", "stable-diffusion.cpp", "TaylorSeer"))
 
 
 def test_the_best_peer_is_a_system_that_people_run() -> None:
-    """A plain loop on our own graph is a row, not a peer."""
+    """A plain loop on our own graph is a row, not a peer, and neither is a picture of estimated steps."""
     assert best_peer(RESULTS, 20) == "OpenVINO GenAI, static"
 
 
@@ -194,3 +198,12 @@ def test_the_students_gain_is_against_one_picture_of_diffusers() -> None:
     assert "| diffusers, f32, 35 guided steps | 200.0 |  |" in table
     assert "| Stillhouse, student, 3 steps | 5.00 | **40x** (25 to 50) |" in table
     assert "| Stillhouse, student, 1 step | 2.00 | **100x** (100 to 100) |" in table
+
+
+def test_the_price_of_step_caching_is_paired() -> None:
+    marks = {"1": "1111100000", "3": "1110100000"}
+    rows = {interval: {"captions": 10, "all_correct": mark, "strict": mark} for interval, mark in marks.items()}
+    table = caching_table({"network": "openvino int8 bf16", "steps": "20", "rows": rows})
+    assert "| all | 50.0 % | 50.0 % |" in table
+    assert "| each 3. step | 40.0 % (-10.0, " in table
+    assert "10 captions, 20 steps of DDIM with guidance, openvino int8 bf16." in table

@@ -23,11 +23,12 @@ from stillhouse.pipelines.roles import DENOISER
 
 REFERENCE = "Stillhouse, accelerated"
 """The subject that all others are timed in turns with."""
-IMPORTED = "Stillhouse, as imported"
+IMPORTED, CACHING = "Stillhouse, as imported", "Stillhouse, step caching"
+DEFAULT_PEER = "OpenVINO GenAI, as it comes"
 EXACT = "diffusers, f32"
 """The subject whose outputs and pictures the others are compared with."""
 CACHE_INTERVAL = 3
-"""Steps of "Stillhouse, step caching" from one with all layers to the next."""
+"""Steps of CACHING from one with all layers to the next."""
 STEPS = (1, 3, 8, 20)
 """Numbers of steps of the pictures."""
 QUICK: Mapping[int, int] = {1: 4, 3: 3, 8: 2, 20: 3}
@@ -43,12 +44,14 @@ class Entry:
         rounds: number of pictures by number of steps.
         is_peer: whether the subject is another system as its users run it. Plain loops around graphs are none.
         same_picture: whether the subject starts from the same noise and takes the same sampler's steps.
+        has_cache: whether steps are estimated from those before, which changes the picture.
     """
 
     open: Callable[[], Subject]
     rounds: Mapping[int, int] = field(default_factory=lambda: QUICK)
     is_peer: bool = True
     same_picture: bool = True
+    has_cache: bool = False
 
 
 def _denoiser_graph() -> str:
@@ -60,10 +63,12 @@ SUBJECTS: Mapping[str, Entry] = {
     EXACT: Entry(DiffusersEngine, SLOW),
     "diffusers, bf16": Entry(lambda: DiffusersEngine("bf16"), SLOW),
     "diffusers, bf16, compiled": Entry(lambda: DiffusersEngine("bf16", is_compiled=True), SLOW),
-    "OpenVINO GenAI, as it comes": Entry(lambda: GenaiEngine(GENAI, is_static=False)),
+    DEFAULT_PEER: Entry(lambda: GenaiEngine(GENAI, is_static=False)),
     "OpenVINO GenAI, static": Entry(lambda: GenaiEngine(GENAI, is_static=True)),
     "OpenVINO GenAI, static, int8 weights": Entry(lambda: GenaiEngine(GENAI_INT8, is_static=True)),
-    "OpenVINO GenAI, static, TaylorSeer": Entry(lambda: GenaiEngine(GENAI, is_static=True, step_cache=True)),
+    "OpenVINO GenAI, static, TaylorSeer": Entry(
+        lambda: GenaiEngine(GENAI, is_static=True, step_cache=True), has_cache=True
+    ),
     "stable-diffusion.cpp, q8_0": Entry(lambda: SdcppEngine("q8_0"), {1: 1, 3: 1, 8: 1, 20: 1}, same_picture=False),
     "plain loop on OpenVINO": Entry(open_openvino, is_peer=False),
     "plain loop on OpenVINO, our int8 graph": Entry(
@@ -71,7 +76,7 @@ SUBJECTS: Mapping[str, Entry] = {
     ),
     "plain loop on onnxruntime": Entry(open_onnxruntime, SLOW, is_peer=False),
     IMPORTED: Entry(lambda: StillhouseEngine(PIPELINE), is_peer=False),
-    "Stillhouse, step caching": Entry(lambda: StillhouseEngine(CACHED, cache_interval=CACHE_INTERVAL), is_peer=False),
+    CACHING: Entry(lambda: StillhouseEngine(CACHED, cache_interval=CACHE_INTERVAL), is_peer=False, has_cache=True),
     REFERENCE: Entry(lambda: StillhouseEngine(ACCELERATED), {}, is_peer=False),
 }
 STUDENTS: Mapping[str, Entry] = {

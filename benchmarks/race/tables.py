@@ -5,7 +5,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.grid import markdown_table
-from benchmarks.race.subjects import IMPORTED, REFERENCE, STEPS, SUBJECTS
+from benchmarks.race.subjects import CACHING, DEFAULT_PEER, EXACT, IMPORTED, REFERENCE, STEPS, SUBJECTS
 from stillhouse.accelerate.views.formatting import format_psnr, format_sqnr
 
 SUMMARY_STEPS = ("3", "20")
@@ -40,12 +40,9 @@ def race_table(results: Mapping[str, Any]) -> str:
 
 
 def summary_table(results: Mapping[str, Any]) -> str:
-    """Return seconds of pictures of 3 and 20 steps by the systems that people run, and by Stillhouse."""
-    shown = [
-        (name, row)
-        for name, row in results["rows"].items()
-        if "pictures" in row and (SUBJECTS[name].is_peer or name == IMPORTED)
-    ]
+    """Return seconds of pictures of 3 and 20 steps: the reference, the best peer, what users get, and Stillhouse."""
+    names = {EXACT, DEFAULT_PEER, best_peer(results, STEPS[-1]), IMPORTED, CACHING}
+    shown = [(name, row) for name, row in results["rows"].items() if name in names and "pictures" in row]
     lines = [
         [
             name,
@@ -89,11 +86,14 @@ def _reference_line(timed: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def best_peer(results: Mapping[str, Any], steps: int) -> str:
-    """Return the name of the peer whose picture of so many steps takes the least time, relative to the reference."""
+    """Return the name of the peer whose picture of so many steps takes the least time, relative to the reference.
+
+    Peers that estimate steps from those before are left out.
+    """
     peers: dict[str, float] = {
         name: row["pictures"][str(steps)]["ratio"]["value"]
         for name, row in results["rows"].items()
-        if SUBJECTS[name].is_peer and str(steps) in row.get("pictures", {})
+        if SUBJECTS[name].is_peer and not SUBJECTS[name].has_cache and str(steps) in row.get("pictures", {})
     }
     return min(peers, key=peers.__getitem__)
 
@@ -108,9 +108,11 @@ def _decibels(value: float | None, write: Callable[[float], str]) -> str:
 
 
 def _ratio(picture: Mapping[str, Any] | None) -> str:
-    """Return the ratio with its interval; without one where a single picture was made."""
+    """Return the ratio with its interval; without one where a single picture was made; "slower by" below 1."""
     if picture is None:
         return ""
-    ratio = picture["ratio"]
-    interval = f" ({ratio['low']:.2f} to {ratio['high']:.2f})" if picture["rounds"] > 1 else " (one picture)"
-    return f"**{ratio['value']:.2f}x**{interval}"
+    value, low, high = (picture["ratio"][name] for name in ("value", "low", "high"))
+    if value < 1:
+        value, low, high = 1 / value, 1 / high, 1 / low
+    interval = f" ({low:.2f} to {high:.2f})" if picture["rounds"] > 1 else " (one picture)"
+    return f"{'slower by ' if picture['ratio']['value'] < 1 else ''}**{value:.2f}x**{interval}"
