@@ -28,8 +28,8 @@ from stillhouse.accelerate.evaluation.candidate_messages import TimePictures
 from stillhouse.accelerate.evaluation.score_decision import paired_score_gain
 from stillhouse.accelerate.records.candidate import DECODER, Candidate
 from stillhouse.accelerate.search.sampling_variants import request_fields, variant_cost
-from stillhouse.accelerate.selection.apply import make_step_cache
 from stillhouse.accelerate.workspace import f32_components, original_manifest, prepare_workspace
+from stillhouse.backends.deepcache_split import split_denoiser
 from stillhouse.core import ImageRequest
 from stillhouse.measure.clock import paired_ratio, run_interleaved, summarise
 from stillhouse.pipelines.load import find_pipeline
@@ -278,8 +278,10 @@ class Grid:
         if way.decoder != _PLAIN:
             decoder = replace(NETWORKS[way.decoder], component=DECODER, options={"shapes": "static"})
             components[DECODER] = self._component(decoder, self.directory, components[DECODER])
-        is_cached = "cache_interval" in dict(way.options)
-        return self.directory, components, make_step_cache(self.directory, components) if is_cached else None
+        if "cache_interval" not in dict(way.options):
+            return self.directory, components, None
+        split = split_denoiser(self.directory / components[DENOISER].graph)  # which may lie in another directory
+        return self.directory, components, StepCache(str(split.full), str(split.shallow))
 
     def _component(
         self, candidate: Candidate, directory: Path, original: Component, student: str | None = None

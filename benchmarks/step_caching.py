@@ -39,7 +39,7 @@ def _way(interval: int) -> Way:
 
 def caching_table(results: Mapping[str, Any]) -> str:
     """Return the scores of each interval and their paired differences to no cache."""
-    head = ["of the steps, all layers run in", *(f"{name.replace('_', ' ')}, points" for name in SCORES)]
+    head = ["steps that run all layers", *(f"{name.replace('_', ' ')} (points to all steps)" for name in SCORES)]
     rows = []
     for interval, row in results["rows"].items():
         cells = []
@@ -48,7 +48,7 @@ def caching_table(results: Mapping[str, Any]) -> str:
             before, after = ([mark == "1" for mark in results["rows"][number][name]] for number in ("1", interval))
             mean, low, high = (100 * value for value in paired_score_gain(before, after))
             cells.append(share if interval == "1" else f"{share} ({mean:+.1f}, {low:+.1f} to {high:+.1f})")
-        rows.append(["all" if interval == "1" else f"each {interval}. step", *cells])
+        rows.append(["all" if interval == "1" else f"1 of {interval}", *cells])
     count = f"{results['rows']['1']['captions']:,}"
     note = f"{count} captions, {results['steps']} steps of DDIM with guidance, {results['network']}."
     return f"{markdown_table(head, rows)}\n{note}\n"

@@ -205,5 +205,5 @@ def test_the_price_of_step_caching_is_paired() -> None:
     rows = {interval: {"captions": 10, "all_correct": mark, "strict": mark} for interval, mark in marks.items()}
     table = caching_table({"network": "openvino int8 bf16", "steps": "20", "rows": rows})
     assert "| all | 50.0 % | 50.0 % |" in table
-    assert "| each 3. step | 40.0 % (-10.0, " in table
+    assert "| 1 of 3 | 40.0 % (-10.0, " in table
     assert "10 captions, 20 steps of DDIM with guidance, openvino int8 bf16." in table
