@@ -81,9 +81,10 @@ def run(path: Path, layers: str, precision: str = "bf16", streams: int = 1, rows
 
 
 def count_replaced(path: Path) -> int:
-    model = require("openvino").Core().read_model(path)
+    runtime = require("openvino")
+    model = runtime.Core().read_model(path)
     model.reshape({"x": list(feeds()["x"].shape)})
-    count = replace_group_norms(model, FunctionNodes(), threads=1)
+    count = replace_group_norms(model, FunctionNodes(runtime), threads=1)
     model.validate_nodes_and_infer_types()
     return count
 

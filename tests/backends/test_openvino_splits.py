@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from stillhouse.backends.openvino_splits import split_convolutions, split_gates
 from stillhouse.backends.runtime import require
 
+OPENVINO = require("openvino")
 ops = require("openvino.opset13")
 
 
@@ -24,7 +25,7 @@ def integer_weights(*shape: int) -> Any:
 
 
 def run(model: Any, x: NDArray[np.float32]) -> NDArray[np.float32]:
-    compiled = require("openvino").Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = OPENVINO.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return np.array(compiled([x])[0])
 
 
@@ -33,20 +34,20 @@ def convolution(channels: int, width: int, is_rounded: bool = True) -> Any:
     ends = [ops.constant(np.float32(end)) for end in (-4, 4, -4, 4)]
     source = ops.fake_quantize(x, *ends, 256) if is_rounded else x
     y = ops.convolution(source, integer_weights(channels, 4, 3, 3), [1, 1], [1, 1], [1, 1], [1, 1])
-    return require("openvino").Model([ops.add(y, ops.constant(draw(1, channels, 1, 1)))], [x])
+    return OPENVINO.Model([ops.add(y, ops.constant(draw(1, channels, 1, 1)))], [x])
 
 
 def test_a_wide_convolution_of_many_channels_is_split() -> None:
     x = draw(1, 4, 2, 160)
     model = convolution(384, 160)
     before = run(model, x)
-    assert split_convolutions(model) == 1
+    assert split_convolutions(model, OPENVINO) == 1
     assert run(model, x) == pytest.approx(before, abs=1e-5)
 
 
 @pytest.mark.parametrize(("channels", "width", "is_rounded"), [(384, 128, True), (320, 160, True), (384, 160, False)])
 def test_other_convolutions_stay(channels: int, width: int, is_rounded: bool) -> None:
-    assert split_convolutions(convolution(channels, width, is_rounded)) == 0
+    assert split_convolutions(convolution(channels, width, is_rounded), OPENVINO) == 0
 
 
 def gate(
@@ -67,7 +68,7 @@ def gate(
     one, last = ops.constant(np.array([1])), ops.constant(np.array([-1]))
     parts = [ops.slice(y, bounds[half], bounds[half + 1], one, last) for half in halves]
     result = ops.multiply(parts[0], ops.gelu(parts[1], "erf")) if len(parts) == 2 else parts[0]
-    return require("openvino").Model([result], [x])
+    return OPENVINO.Model([result], [x])
 
 
 @pytest.mark.parametrize("has_bias", [False, True])
@@ -76,11 +77,11 @@ def gate(
 def test_a_linear_layer_before_a_gate_is_split(stored: str, is_transposed: bool, has_bias: bool) -> None:
     model, x = gate(is_transposed=is_transposed, has_bias=has_bias, stored=stored), draw(2, 3, 6)
     before = run(model, x)
-    assert split_gates(model) == 1
+    assert split_gates(model, OPENVINO) == 1
     assert not any(node.get_type_name() == "Slice" for node in model.get_ops())
     assert run(model, x) == pytest.approx(before, abs=1e-5)
 
 
 @pytest.mark.parametrize("halves", [(0,), (1,), (0, 0)])
 def test_parts_that_are_not_the_whole_stay(halves: tuple[int, ...]) -> None:
-    assert split_gates(gate(halves)) == 0
+    assert split_gates(gate(halves), OPENVINO) == 0

@@ -313,7 +313,7 @@ def replace_layers(model: Any, options: RunnerOptions) -> FunctionNodes:
         InvalidRequest: layers are to be replaced, and the model has open axes.
         RuntimeMissing: attention: int8 on a machine without it.
     """
-    nodes, requested = FunctionNodes(), _replacements(options.settings)
+    nodes, requested = FunctionNodes(require(_NAME)), _replacements(options.settings)
     if not requested:
         return nodes
     if model.is_dynamic():
@@ -323,8 +323,8 @@ def replace_layers(model: Any, options: RunnerOptions) -> FunctionNodes:
     if _ATTENTION in requested:
         replace_attentions(model, nodes, threads, is_bf16=is_bf16 and multiplies_bf16())
     if _REWRITTEN in requested:
-        split_gates(model)
-        split_convolutions(model)
+        split_gates(model, nodes.runtime)
+        split_convolutions(model, nodes.runtime)
         if is_bf16 and not GROUP_NORM.missing_reason(processor_flags()):
             replace_group_norms(model, nodes, threads)
     model.validate_nodes_and_infer_types()

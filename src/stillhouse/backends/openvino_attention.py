@@ -67,7 +67,7 @@ def replace_attentions(model: Any, nodes: FunctionNodes, threads: int, *, is_bf1
             bf16, too, which spares the conversion of its tensors.
     """
     INT8_ATTENTION.load()
-    attentions = list(_find_attentions(model))
+    attentions = list(_find_attentions(model, nodes.runtime))
     for found in attentions:
         output = nodes.add(
             f"{found.result.get_friendly_name()}/{ATTENTION_NODE}",
@@ -85,7 +85,7 @@ def _attend(inputs: Sequence[NDArray[Any]], out: NDArray[Any], heads: int, scale
     int8_attention(queries, keys, values, heads, scale, out=result, threads=threads)
 
 
-def _find_attentions(model: Any) -> Iterator[_Attention]:
+def _find_attentions(model: Any, runtime: Any) -> Iterator[_Attention]:
     """Yield the attentions of a model with static shapes that `int8_attention` can compute.
 
     torch's exporter writes an attention as MatMul, Softmax, MatMul, each head split off by Reshape and Transpose before
@@ -101,7 +101,7 @@ def _find_attentions(model: Any) -> Iterator[_Attention]:
         if product.get_type_name() != "MatMul" or weighted is None or weighted.get_type_name() != "MatMul":
             continue
         inputs = product.input_value(0), product.input_value(1), weighted.input_value(1)
-        queries, keys, values = (_trace_source(output) for output in inputs)
+        queries, keys, values = (_trace_source(output, runtime) for output in inputs)
         result = _join_of_heads(weighted)
         if queries and keys and values and result is not None and values.scale == 1.0:
             _, heads, count, dim = queries.shape
@@ -115,16 +115,17 @@ def _is_transposed(product: Any) -> bool:
     return bool(product.get_attributes()["transpose_b"])
 
 
-def _trace_source(output: Any) -> _SplitHeads | None:
+def _trace_source(output: Any, runtime: Any) -> _SplitHeads | None:
     """Return the source of an input of an attention's product; None where the input has another form.
 
     Args:
         output: the input of the product.
+        runtime: the package openvino.
     """
     scale, shape = 1.0, None
     while (kind := (node := output.get_node()).get_type_name()) != "Reshape":
         if kind == "Multiply":
-            factor = constant_value(node.input_value(1))
+            factor = constant_value(node.input_value(1), runtime)
             if factor is None or factor.size != 1:
                 return None
             scale *= float(factor.item())

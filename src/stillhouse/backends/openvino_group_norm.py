@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from stillhouse.backends.group_norm import GROUP_NORM, group_norm
 from stillhouse.backends.openvino_nodes import FunctionNodes
 from stillhouse.backends.openvino_values import constant_value, only_reader, readers_of
-from stillhouse.backends.runtime import require
 
 _TO_LAST, _TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 """Permutations that make channels the last axis, and the second one again."""
@@ -57,8 +56,8 @@ def replace_group_norms(model: Any, nodes: FunctionNodes, threads: int) -> int:
         threads: number of threads of each normalisation.
     """
     GROUP_NORM.load()
-    opset = require("openvino.opset13")
-    found = list(_find_group_norms(model))
+    opset = nodes.runtime.opset13
+    found = list(_find_group_norms(model, nodes.runtime))
     for norm in found:
         compute = partial(
             _normalise,
@@ -71,10 +70,10 @@ def replace_group_norms(model: Any, nodes: FunctionNodes, threads: int) -> int:
         )
         last = _transpose(norm.source, _TO_LAST, opset)
         name = f"{norm.result.get_friendly_name()}/group_norm"
-        value = nodes.add(name, compute, [last], is_bf16=True, unread=_pin_sum(norm.source, opset))
+        value = nodes.add(name, compute, [last], is_bf16=True, unread=_pin_sum(norm.source, nodes.runtime))
         replaced = norm.result
-        for node in _scaling_and_rounding(norm.result):
-            value = _with_channels_last(node, value, opset)
+        for node in _scaling_and_rounding(norm.result, nodes.runtime):
+            value = _with_channels_last(node, value, nodes.runtime)
             replaced = node
         first = _transpose(value, _TO_FIRST, opset)
         for reader in list(replaced.output(0).get_target_inputs()):
@@ -82,7 +81,7 @@ def replace_group_norms(model: Any, nodes: FunctionNodes, threads: int) -> int:
     return len(found)
 
 
-def _pin_sum(source: Any, opset: Any) -> list[Any]:
+def _pin_sum(source: Any, runtime: Any) -> list[Any]:
     """Return outputs that keep OpenVINO from adding a convolution's result to another's in place.
 
     OpenVINO spares the change of the layout before a normalisation where a convolution or an addition wrote the tensor,
@@ -90,26 +89,29 @@ def _pin_sum(source: Any, opset: Any) -> list[Any]:
     results. The outputs are one value of each; there are none where `source` is no sum of two convolutions.
     """
     node = source.get_node()
-    if node.get_type_name() == "Divide" and _is_one(node.input_value(1)):  # the output scale of diffusers' blocks
+    if node.get_type_name() == "Divide" and _is_one(
+        node.input_value(1), runtime
+    ):  # the output scale of diffusers' blocks
         node = node.input_value(0).get_node()
     terms = node.input_values()
-    if node.get_type_name() != "Add" or not all(map(_is_convolved, terms)):
+    if node.get_type_name() != "Add" or not all(_is_convolved(value, runtime) for value in terms):
         return []
+    opset = runtime.opset13
     start, one, axes = (opset.constant(np.array(values)) for values in ([0] * 4, [1] * 4, [0, 1, 2, 3]))
     return [opset.slice(value, start, one, one, axes).output(0) for value in terms]
 
 
-def _is_convolved(value: Any) -> bool:
+def _is_convolved(value: Any, runtime: Any) -> bool:
     """Return whether a tensor is the result of a convolution, with a bias or without."""
     node = value.get_node()
     if node.get_type_name() == "Add":
-        varying = [place for place in node.input_values() if _constant(place) is None]
+        varying = [place for place in node.input_values() if _constant(place, runtime) is None]
         node = varying[0].get_node() if len(varying) == 1 else node
     return bool(node.get_type_name() == "Convolution")
 
 
-def _is_one(value: Any) -> bool:
-    values = _constant(value)
+def _is_one(value: Any, runtime: Any) -> bool:
+    values = _constant(value, runtime)
     return values is not None and bool((values == 1).all())
 
 
@@ -123,7 +125,7 @@ def _normalise(inputs: Sequence[NDArray[Any]], out: NDArray[Any], **arguments: A
     group_norm(x.reshape(-1, *x.shape[-3:]), out=out.reshape(-1, *out.shape[-3:]), **arguments)
 
 
-def _find_group_norms(model: Any) -> Iterator[_GroupNorm]:
+def _find_group_norms(model: Any, runtime: Any) -> Iterator[_GroupNorm]:
     """Yield the group normalisations of pictures in a model with static shapes.
 
     OpenVINO reads ONNX's InstanceNormalization, with which torch's exporter writes a group normalisation, as
@@ -135,26 +137,29 @@ def _find_group_norms(model: Any) -> Iterator[_GroupNorm]:
             continue
         source, attributes = reshape.input_value(0), node.get_attributes()
         shape, flat = list(source.get_shape()), list(node.output(0).get_shape())
-        axes = _constant(node.input_value(1))
+        axes = _constant(node.input_value(1), runtime)
         is_plain = attributes["normalize_variance"] and str(attributes["eps_mode"]).upper() == "INSIDE_SQRT"
         if not is_plain or len(shape) != 4 or len(flat) != 3 or axes is None or list(axes % 3) != [2]:
             continue
         rows, groups = flat[:2]
         if rows == shape[0] and shape[1] % groups == 0 and groups * flat[2] == prod(shape[1:]):
-            last, scale, shift = _affine_end(node, groups, shape)
+            last, scale, shift = _affine_end(node, groups, shape, runtime)
             if list(last.output(0).get_shape()) == shape:
                 silu = _silu_of(last)
                 result = last if silu is None else silu
                 yield _GroupNorm(source, result, scale, shift, groups, attributes["eps"], silu is not None)
 
 
-def _affine_end(node: Any, groups: int, shape: Sequence[int]) -> tuple[Any, NDArray[np.float32], NDArray[np.float32]]:
+def _affine_end(
+    node: Any, groups: int, shape: Sequence[int], runtime: Any
+) -> tuple[Any, NDArray[np.float32], NDArray[np.float32]]:
     """Follow the multiplications and additions of constants behind a node; return the last node, factors and terms.
 
     Args:
         node: an MVN on [rows, groups, values].
         groups: number of groups.
         shape: shape of the picture, [rows, channels, height, width].
+        runtime: the package openvino.
     """
     channels = shape[1]
     scale, shift = np.ones(channels), np.zeros(channels)
@@ -164,7 +169,7 @@ def _affine_end(node: Any, groups: int, shape: Sequence[int]) -> tuple[Any, NDAr
             node = reader
             continue
         operand = reader.input_value(1 - _place(node, reader)) if kind in ("Multiply", "Add") else None
-        values = None if operand is None else _per_channel(operand, node, groups, channels)
+        values = None if operand is None else _per_channel(operand, node, groups, channels, runtime)
         if values is None:
             break
         scale, shift = (scale * values, shift * values) if kind == "Multiply" else (scale, shift + values)
@@ -178,12 +183,12 @@ def _place(node: Any, reader: Any) -> int:
     return int(next(place.get_index() for place in places if place.get_node() == reader))
 
 
-def _per_channel(operand: Any, node: Any, groups: int, channels: int) -> NDArray[np.float64] | None:
+def _per_channel(operand: Any, node: Any, groups: int, channels: int, runtime: Any) -> NDArray[np.float64] | None:
     """Return the constant that is multiplied with or added to the output of a node, for each channel.
 
     None where it is no constant, or has another form than one value for all, for each group or for each channel.
     """
-    values = _constant(operand)
+    values = _constant(operand, runtime)
     axis = len(node.output(0).get_shape()) - len(operand.get_shape())
     if values is None or axis < 0 or (values.size > 1 and _wide_axes(operand) != [1 - axis]):
         return None
@@ -197,9 +202,9 @@ def _wide_axes(output: Any) -> list[int]:
     return [axis for axis, length in enumerate(output.get_shape()) if length > 1]
 
 
-def _constant(output: Any) -> NDArray[np.float64] | None:
+def _constant(output: Any, runtime: Any) -> NDArray[np.float64] | None:
     """Return the values of a constant, flat; None for anything else."""
-    value = constant_value(output)
+    value = constant_value(output, runtime)
     return None if value is None else value.astype(np.float64).ravel()
 
 
@@ -214,7 +219,7 @@ def _silu_of(node: Any) -> Any | None:
     return product if product is not None and product == readers["Multiply"] else None
 
 
-def _scaling_and_rounding(node: Any) -> list[Any]:
+def _scaling_and_rounding(node: Any, runtime: Any) -> list[Any]:
     """Return the Multiply and the FakeQuantize of constants behind a node of a picture's shape that nothing else reads.
 
     Both must have one constant for all values or for each channel. Where no FakeQuantize follows, the list is empty.
@@ -223,7 +228,7 @@ def _scaling_and_rounding(node: Any) -> list[Any]:
     while (reader := only_reader(node)) is not None:
         kind = reader.get_type_name()
         is_known = kind == "FakeQuantize" or (kind == "Multiply" and not found)
-        if not is_known or not all(_is_for_channels(place) for place in reader.input_values()[1:]):
+        if not is_known or not all(_is_for_channels(place, runtime) for place in reader.input_values()[1:]):
             break
         found.append(reader)
         if kind == "FakeQuantize":
@@ -232,16 +237,16 @@ def _scaling_and_rounding(node: Any) -> list[Any]:
     return []
 
 
-def _is_for_channels(output: Any) -> bool:
-    values, shape = _constant(output), list(output.get_shape())
+def _is_for_channels(output: Any, runtime: Any) -> bool:
+    values, shape = _constant(output, runtime), list(output.get_shape())
     return values is not None and (prod(shape) == 1 or (len(shape) == 4 and _wide_axes(output) == [1]))
 
 
-def _with_channels_last(node: Any, value: Any, opset: Any) -> Any:
+def _with_channels_last(node: Any, value: Any, runtime: Any) -> Any:
     """Return the output of a node like a Multiply or FakeQuantize of constants, for a value whose channels are last."""
-    constants = []
+    opset, constants = runtime.opset13, []
     for place in node.input_values()[1:]:
-        array = _constant(place)
+        array = _constant(place, runtime)
         assert array is not None
         constants.append(opset.constant(array.astype(np.float32).reshape(() if array.size == 1 else (1, 1, 1, -1))))
     if node.get_type_name() == "Multiply":

@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stillhouse.backends.runtime import require
-
 Compute = Callable[[Sequence[NDArray[Any]], NDArray[Any]], None]
 """Computes the output, its second argument, from the inputs. A tensor of bf16 comes as uint16, its bits."""
 
@@ -25,9 +23,13 @@ class FunctionNodes:
     """The nodes of one model, which lets go of the model once it is compiled.
 
     A compiled model keeps such nodes, and each of these would keep all nodes before it with their weights.
+
+    Args:
+        runtime: the package openvino.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, runtime: Any) -> None:
+        self.runtime = runtime
         self._nodes: list[Any] = []
 
     def __len__(self) -> int:
@@ -45,45 +47,43 @@ class FunctionNodes:
             is_bf16: whether inputs and output are converted to bf16 and back.
             unread: further outputs that the node depends on and the function does not get.
         """
-        arguments = [_to_bf16(value) for value in inputs] if is_bf16 else list(inputs)
-        node = _node_class()(self._nodes, compute, len(inputs))
+        arguments = [_to_bf16(value, self.runtime.opset13) for value in inputs] if is_bf16 else list(inputs)
+        node = _node_class(self.runtime)(self._nodes, compute, len(inputs))
         node.set_friendly_name(name)
         node.set_arguments([*arguments, *unread])
         node.constructor_validate_and_infer_types()
-        return _from_bf16(node, inputs[0]) if is_bf16 else node.output(0)
+        return _from_bf16(node, inputs[0], self.runtime.opset13) if is_bf16 else node.output(0)
 
     def release(self) -> None:
         """Cut all nodes that were made, copies by the compiler included, off the model."""
-        parameter = require("openvino.opset13").parameter
+        parameter = self.runtime.opset13.parameter
         for node in self._nodes:
             for place in node.inputs():
                 place.replace_source_output(parameter(list(place.get_shape()), place.get_element_type()).output(0))
         self._nodes.clear()
 
 
-def _to_bf16(value: Any) -> Any:
+def _to_bf16(value: Any, opset: Any) -> Any:
     shape = list(value.get_shape())
-    widened = _reshape(value, [*[1] * (UNFUSED_RANK - len(shape)), *shape])
-    return require("openvino.opset13").convert(widened, "bf16").output(0)
+    widened = _reshape(value, [*[1] * (UNFUSED_RANK - len(shape)), *shape], opset)
+    return opset.convert(widened, "bf16").output(0)
 
 
-def _from_bf16(node: Any, model: Any) -> Any:
+def _from_bf16(node: Any, model: Any, opset: Any) -> Any:
     """Return the output of a node in the shape and the type of another output."""
-    converted = require("openvino.opset13").convert(node, model.get_element_type())
-    return _reshape(converted, list(model.get_shape())).output(0)
+    converted = opset.convert(node, model.get_element_type())
+    return _reshape(converted, list(model.get_shape()), opset).output(0)
 
 
-def _reshape(value: Any, shape: Sequence[int]) -> Any:
-    opset = require("openvino.opset13")
+def _reshape(value: Any, shape: Sequence[int], opset: Any) -> Any:
     return opset.reshape(value, opset.constant(np.array(shape, np.int64)), False)
 
 
 @cache
-def _node_class() -> Any:
+def _node_class(runtime: Any) -> Any:
     """Return the class of the nodes, which is made on first use, because openvino may not be installed."""
-    runtime = require("openvino")
 
-    class FunctionNode(runtime.Op):  # type: ignore[misc, name-defined]
+    class FunctionNode(runtime.Op):  # type: ignore[misc]
         def __init__(self, nodes: list[Any], compute: Compute, count: int) -> None:
             super().__init__(self, None)
             self._state = nodes, compute, count

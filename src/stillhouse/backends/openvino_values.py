@@ -5,18 +5,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stillhouse.backends.runtime import require
-
 _MOST_NODES = 64
 
 
-def constant_value(output: Any) -> NDArray[Any] | None:
+def constant_value(output: Any, runtime: Any) -> NDArray[Any] | None:
     """Return the value of an output that depends on constants and static shapes only; None for any other.
 
     Folding the constants of a whole model takes seconds and expands its weights; this computes only what is asked for.
     Expressions of more than _MOST_NODES nodes are not followed.
+
+    Args:
+        output: output of a node of an OpenVINO model.
+        runtime: the package openvino.
     """
-    tensor = _evaluate(output) if _is_constant(output) else None
+    tensor = _evaluate(output, runtime) if _is_constant(output) else None
     return None if tensor is None else np.array(tensor.data)
 
 
@@ -45,15 +47,15 @@ def _is_constant(output: Any) -> bool:
     return True
 
 
-def _evaluate(output: Any) -> Any | None:
-    runtime, node = require("openvino"), output.get_node()
+def _evaluate(output: Any, runtime: Any) -> Any | None:
+    node = output.get_node()
     kind = node.get_type_name()
     if kind == "Constant":
         return runtime.Tensor(np.array(node.data)) if node.get_element_type() != runtime.Type.bf16 else None
     if kind == "ShapeOf":
         shape = node.input_value(0).get_partial_shape()
         return runtime.Tensor(np.array(shape.to_shape(), np.int64)) if shape.is_static else None
-    inputs = [_evaluate(value) for value in node.input_values()]
+    inputs = [_evaluate(value, runtime) for value in node.input_values()]
     if not inputs or any(value is None for value in inputs):
         return None
     if any(place.get_partial_shape().is_dynamic for place in node.outputs()):
