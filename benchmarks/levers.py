@@ -21,6 +21,7 @@ from benchmarks.generator_process import GeneratorFactory, GeneratorProcess, run
 from benchmarks.grid import markdown_table
 from benchmarks.race.subject import ACCELERATED, CHANNELS, DOWNSCALE, PIPELINE, SIDE, TIMESTEP, TOKENS, WIDTH
 from benchmarks.record import write_results
+from stillhouse.accelerate.calibration.calibration_data import PROBES_FILE, read_probes
 from stillhouse.backends.openvino import open_graph, replace_layers
 from stillhouse.backends.openvino_attention import ATTENTION_NODE
 from stillhouse.backends.openvino_operations import count_operations
@@ -115,12 +116,15 @@ def is_there(lever: Lever) -> bool:
 
 
 def feeds_of(lever: Lever) -> dict[str, NDArray[np.float32]]:
-    """Return inputs of one call: normally distributed latents and texts, of which one row is the first of two."""
+    """Return inputs of one call: normally distributed latents and texts, of which one row is the first of two.
+
+    The decoder gets latents that `stillhouse accelerate` recorded: its range in int8 is that of such latents.
+    """
+    if lever.role == DECODER:
+        return dict(read_probes(ACCELERATED / TRIALS / DECODER / PROBES_FILE)[0].feeds)
     random, side = np.random.default_rng(0), SIDE // DOWNSCALE
     sizes = ((2, CHANNELS, side, side), (2, TOKENS, WIDTH))
     latents, states = (random.standard_normal(size).astype(np.float32)[: lever.rows] for size in sizes)
-    if lever.role == DECODER:
-        return dict(zip(read_signature(graph_of(lever)).inputs, [latents], strict=True))
     return {
         "sample": latents,
         "timestep": np.full(lever.rows, TIMESTEP, np.float32),
