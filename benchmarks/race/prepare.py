@@ -11,9 +11,8 @@ from benchmarks.race.genai_directory import compress_directory, write_genai_dire
 from benchmarks.race.linked_pipeline import link_pipeline
 from benchmarks.race.original_layout import write_single_file
 from benchmarks.race.subject import ACCELERATED, BUILD, CACHED, CHECKPOINT, GENAI, GENAI_INT8, PIPELINE, SINGLE_FILE
-from stillhouse.backends.deepcache_split import split_denoiser
-from stillhouse.pipelines.manifest import StepCache, read_manifest
-from stillhouse.pipelines.roles import DENOISER
+from stillhouse.accelerate.selection.apply import make_step_cache
+from stillhouse.pipelines.manifest import read_manifest
 
 DONE = ".done"
 """Name of the file that marks a directory as whole, or part of its name."""
@@ -55,10 +54,8 @@ def _accelerate(budget: str) -> None:
 
 
 def _split_denoiser(budget: str) -> None:
-    manifest = read_manifest(ACCELERATED)
-    split = split_denoiser(ACCELERATED / manifest.components[DENOISER].graph)
-    paths = (path.relative_to(ACCELERATED).as_posix() for path in (split.full, split.shallow))
-    link_pipeline(ACCELERATED, CACHED, step_cache=StepCache(*paths))
+    step_cache = make_step_cache(ACCELERATED, read_manifest(ACCELERATED).components)
+    link_pipeline(ACCELERATED, CACHED, step_cache=step_cache)
 
 
 _STEPS: Mapping[str, Callable[[str], None]] = {
