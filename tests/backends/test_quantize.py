@@ -1,6 +1,6 @@
 """Small integers where they are wanted: within the bounds of rounding, really run, and only there."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
+from openvino import Core
 
 from stillhouse.backends import RunnerOptions, open_runner, openvino
 from stillhouse.backends.openvino import has_vnni as openvino_has_vnni
@@ -315,6 +316,32 @@ def test_openvinos_static_integers_run_come_close_and_keep(stored: type[np.float
         InvalidRequest, match=r"int8.onnx is no name of an OpenVINO graph; allowed: a name that ends in .xml"
     ):
         quantize_openvino(graph, tmp_path / "int8.onnx", feeds)
+
+
+@pytest.mark.parametrize("lengths", [(6, 6, 6, 6), (6, 3, 6, 3)], ids=["one shape", "two shapes"])
+def test_a_large_graph_is_quantised_with_open_axes(
+    lengths: Sequence[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its ranges are measured in static shapes and in the processor's precision; neither stays in the graph."""
+    monkeypatch.setattr("stillhouse.backends.quantize.is_large", lambda graph, signature: True)
+    precisions = []
+    compile_model = Core.compile_model
+
+    def compile_seen(core: Any, model: Any, *arguments: Any, **options: Any) -> Any:
+        precisions.append(options.get("config"))
+        return compile_model(core, model, *arguments, **options)
+
+    monkeypatch.setattr(Core, "compile_model", compile_seen)
+    graph, out, random = _linear(tmp_path, np.float32), tmp_path / "int8.xml", np.random.default_rng(0)
+    feeds = [{"x": random.standard_normal((2, length, 32)).astype(np.float32)} for length in lengths]
+    quantize_openvino(graph, out, feeds)
+    assert precisions and not any(precisions)
+    monkeypatch.undo()
+    assert read_signature(out).inputs == read_signature(graph).inputs
+    other = {"x": random.standard_normal((2, 9, 32)).astype(np.float32)}
+    runner = open_runner(out, "openvino")
+    assert runner.layer_precisions == {"int8": 4}
+    assert sqnr(runner(other)["y"], open_runner(graph)(other)["y"]) > 25
 
 
 def test_openvinos_small_weights_are_small_and_keep(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from stillhouse.core import Array
 from stillhouse.diffusion import (
     INITIAL_STEP,
     SAMPLERS,
+    FeatureCache,
     Schedule,
     SplitDenoiser,
     Trajectory,
@@ -181,6 +183,34 @@ def test_each_row_goes_on_with_its_own_features() -> None:
         x0, noise = level.alpha * z - level.sigma * v, level.sigma * z + level.alpha * v
         np.testing.assert_allclose(trajectory.latents, end.alpha * x0 + end.sigma * noise, rtol=1e-5, atol=1e-5)
     assert network.calls == []
+
+
+@given(
+    interval=st.integers(2, 5),
+    start=arrays(np.float32, 4, elements=st.floats(-8, 8, width=16)),
+    slope=arrays(np.float32, 4, elements=st.floats(-8, 8, width=16)),
+)
+def test_features_that_change_evenly_are_estimated_exactly(interval: int, start: Any, slope: Any) -> None:
+    """Numbers of half precision, so that no sum rounds; before two evaluations are known, the first one is repeated."""
+    cache = FeatureCache(interval)
+    for index in range(3 * interval):
+        true = start + slope * np.float32(index)
+        estimated = cache.estimate_features(["conditional"], index)
+        if index % interval == 0:
+            assert estimated is None
+            cache.cache_features({"conditional": true}, index)
+        else:
+            assert estimated is not None
+            np.testing.assert_allclose(estimated[0], start if index < interval else true, rtol=1e-5, atol=1e-5)
+
+
+def test_features_are_continued_by_no_more_than_the_distance_of_the_known_ones() -> None:
+    """Guidance that sets in at evaluation 1 makes the network run again after one evaluation."""
+    cache = FeatureCache(8)
+    cache.cache_features({"conditional": np.zeros(2, np.float32)}, 0)
+    cache.cache_features({"conditional": np.ones(2, np.float32), "unconditional": np.ones(2, np.float32)}, 1)
+    estimates = [cache.estimate_features(["unconditional", "conditional"], index) for index in (2, 3, 8)]
+    assert [[float(row[0]) for row in rows or ()] for rows in estimates] == [[1.0, 2.0]] * 3
 
 
 def test_one_batch_asks_each_depth_once() -> None:

@@ -18,7 +18,7 @@ from stillhouse.backends.layer_precisions import read_layer_precisions
 from stillhouse.backends.recipes import FLOAT16, dynamic_recipe, static_recipe
 from stillhouse.backends.runner import GraphRunner, RunnerOptions, Tensors, bind_axes, check_settings, fix_axes
 from stillhouse.backends.runtime import BackendStatus, install_command, require, translate_errors
-from stillhouse.backends.signature import OPENVINO_SUFFIX, Signature
+from stillhouse.backends.signature import OPENVINO_SUFFIX, Signature, is_large
 from stillhouse.backends.torch_device import CUDA, GPU_LOCK
 from stillhouse.core import TensorSpec
 from stillhouse.cpu import limited_cores
@@ -84,6 +84,9 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
     )
     with translate_errors(_NAME, graph, "open"):
         settings = _settings(runtime, options, bind_axes(options.shapes, signature.inputs))
+        # Memory planned ahead takes 2.2 GiB beside the first call's at Stable Diffusion 1.5's size, and makes the
+        # second call 3 s longer; all others are 1 % faster.
+        settings.enable_mem_pattern = not is_large(graph, signature)
         options_of = [(name, _CUDA_OPTIONS) if name == _PROVIDERS["cuda"] else name for name in providers]
         session, layers = _open_session(runtime, str(graph), settings, options_of, count_layers)
         _check_provider(session, providers)

@@ -35,6 +35,7 @@ _NUMERIC = {TensorProto.DataType.Value(name) for name in ("FLOAT", "FLOAT16", "D
 _UNNAMED = ("", "?", "None", "none", "-1")
 """Texts that exporters write in place of the name of an axis without a name."""
 _RESTORE_OR_EXPORT_AGAIN = "restore the file, or export or import the model again"
+_LARGE_BYTES = 256 << 20
 _MAX_BYTES = (2 << 30) - 1
 """Largest number of bytes of a protobuf message, and so of an ONNX file."""
 OPENVINO_SUFFIX = ".xml"
@@ -89,6 +90,16 @@ def read_signature(path: Path, *, external: bool = True) -> Signature:
     for name, size in signature.external.items() if external else ():
         _check_external(path, name, size)
     return signature
+
+
+def graph_bytes(graph: Path, signature: Signature) -> int:
+    """Return the size in bytes of a graph's file and the files of its external weights."""
+    return graph.stat().st_size + sum((graph.parent / name).stat().st_size for name in signature.external)
+
+
+def is_large(graph: Path, signature: Signature) -> bool:
+    """Return whether a graph with its weights takes so much memory that copies of it count."""
+    return graph_bytes(graph, signature) > _LARGE_BYTES
 
 
 def _check_external(path: Path, name: str, size: int) -> None:

@@ -19,8 +19,8 @@ class Effect:
     The methods of this base class do nothing; a subclass overrides those that it needs.
     """
 
-    def reuse_features(self, branches: Sequence[str], index: int) -> Sequence[NDArray[Any]] | None:
-        """Return the cached deep features of each guidance branch, or None where the whole network must run.
+    def estimate_features(self, branches: Sequence[str], index: int) -> Sequence[NDArray[Any]] | None:
+        """Return estimated deep features of each guidance branch, or None where the whole network must run.
 
         Args:
             branches: names of the branches that are evaluated, for example conditional and unconditional.
@@ -76,8 +76,10 @@ class InpaintBlend(Effect):
 class FeatureCache(Effect):
     """A cache of one picture's deep features, which the network computes anew every `interval` evaluations.
 
-    As in DeepCache (Ma et al., arXiv 2312.00858, section 3.3): deep features change slowly along a trajectory. The
-    other pictures of a batch have no influence on when a picture's features are computed.
+    As in DeepCache (Ma et al., arXiv 2312.00858, section 3.3): deep features change slowly along a trajectory. In
+    between they are not repeated, as there, but continued on the line through the last two that were computed, as in
+    TaylorSeer of first order (Liu et al., arXiv 2503.06923). The other pictures of a batch have no
+    influence on when a picture's features are computed.
 
     Args:
         interval: largest number of evaluations from one run of the whole network to the next, 1 or more.
@@ -86,9 +88,11 @@ class FeatureCache(Effect):
     interval: int
     _features: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     _index: int = 0
+    _earlier_features: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    _earlier_index: int = 0
 
-    def reuse_features(self, branches: Sequence[str], index: int) -> Sequence[NDArray[Any]] | None:
-        """Return the cached features of each branch, or None where the whole network must run.
+    def estimate_features(self, branches: Sequence[str], index: int) -> Sequence[NDArray[Any]] | None:
+        """Return the estimated features of each branch, or None where the whole network must run.
 
         The network must run where the features are `interval` evaluations old, or a branch has no features. All
         branches of a picture are computed anew at the same evaluation, because guidance would amplify a difference
@@ -97,13 +101,29 @@ class FeatureCache(Effect):
         >>> cache = FeatureCache(2)
         >>> cache.cache_features({"conditional": np.zeros(8)}, index=3)
         >>> pairs = ((["conditional"], 4), (["conditional"], 5), (["unconditional", "conditional"], 4))
-        >>> [cache.reuse_features(branches, index) is not None for branches, index in pairs]
+        >>> [cache.estimate_features(branches, index) is not None for branches, index in pairs]
         [True, False, False]
         """
         if index - self._index >= self.interval or not self._features.keys() >= set(branches):
             return None
-        return [self._features[branch] for branch in branches]
+        return [self._extrapolate(branch, index) for branch in branches]
+
+    def _extrapolate(self, branch: str, index: int) -> NDArray[Any]:
+        """Return a branch's features at an evaluation, continued by no more than the distance of the two known ones.
+
+        The limit counts where a new branch of guidance made the network run again after few evaluations.
+        """
+        latest = self._features[branch]
+        if branch not in self._earlier_features:
+            return latest
+        share = min(1.0, (index - self._index) / (self._index - self._earlier_index))
+        estimate: NDArray[Any] = latest + (latest - self._earlier_features[branch]) * latest.dtype.type(share)
+        return estimate
 
     def cache_features(self, features: Mapping[str, NDArray[Any]], index: int) -> None:
-        """Replace the cached features by those of evaluation `index`: by branch, each an array without a batch axis."""
+        """Store the features of evaluation `index`, by branch, each an array without a batch axis, after the last ones.
+
+        Without features, the cache is emptied.
+        """
+        self._earlier_features, self._earlier_index = (self._features if features else {}), self._index
         self._features, self._index = features, index

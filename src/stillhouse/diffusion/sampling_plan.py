@@ -25,8 +25,8 @@ class SamplingPlan:
         guidance: which branches are evaluated at each step, and their weights.
         eta: share of fresh noise in each step of ddim, 0 to 1.
         seed: 0 to 2**63 - 1; seed and number of the step determine all fresh noise.
-        cache_interval: the network's deep features are computed at every `cache_interval`-th evaluation and reused in
-            between, 1 (always computed) to 1000; see `effects.FeatureCache`.
+        cache_interval: the network's deep features are computed at every `cache_interval`-th evaluation and estimated
+            in between, 1 (always computed) to 1000; see `effects.FeatureCache`.
         evaluations: every evaluation of the network, in order; empty: computed from the grid. Only a plan that is
             decoded from a message is given its evaluations.
 

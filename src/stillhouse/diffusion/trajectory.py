@@ -106,13 +106,13 @@ class Trajectory:
         """Number of rows that the next evaluation takes in a batch; 0 when done."""
         return len(self.active_branches)
 
-    def reuse_features(self) -> Sequence[NDArray[Any]] | None:
-        """Return the cached deep features of each branch of the next evaluation, in the order of `active_branches`.
+    def estimate_features(self) -> Sequence[NDArray[Any]] | None:
+        """Return estimated deep features of each branch of the next evaluation, in the order of `active_branches`.
 
         None means that the whole network must run.
         """
         for effect in self.effects:
-            if (features := effect.reuse_features(self.active_branches, self.index)) is not None:
+            if (features := effect.estimate_features(self.active_branches, self.index)) is not None:
                 return features
         return None
 
@@ -184,7 +184,7 @@ def _check_batch(trajectories: Sequence[Trajectory], denoise: Denoiser | SplitDe
 
 def _rows(picture: int, trajectory: Trajectory) -> list[_Row]:
     branches = trajectory.active_branches
-    cached = trajectory.reuse_features()
+    cached = trajectory.estimate_features()
     return [
         _Row(picture, trajectory.branches[name], None if cached is None else cached[row])
         for row, name in enumerate(branches)

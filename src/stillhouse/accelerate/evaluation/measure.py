@@ -24,13 +24,11 @@ from stillhouse.accelerate.evaluation.task import TASK_FILE, CandidateTask
 from stillhouse.accelerate.records.candidate import Candidate
 from stillhouse.accelerate.records.report import relative_path
 from stillhouse.accelerate.records.trial import PictureFidelity, Trial
-from stillhouse.backends.signature import read_signature
+from stillhouse.backends.signature import graph_bytes, is_large, read_signature
 from stillhouse.measure.clock import Ratio
 
 _SELF_ROUNDS = 2
 """Number of rounds in which a baseline whose calls are long is timed against itself, twice in each."""
-_LARGE_GRAPH_BYTES = 256 << 20
-"""Size in bytes of a graph with its weights from which the baseline is closed while it is not needed."""
 REPRODUCE_FILE = "reproduce.py"
 
 
@@ -60,7 +58,7 @@ def release_large(process: CandidateProcess, context: EvaluationContext) -> None
 
     The next command that needs them opens them again.
     """
-    if graph_bytes(context.graph) > _LARGE_GRAPH_BYTES:
+    if is_large(context.graph, read_signature(context.graph)):
         process.call(Release(), timeout=context.timeout)
 
 
@@ -137,16 +135,10 @@ def open_and_run(trial: Trial, process: CandidateProcess, context: EvaluationCon
         first_seconds=opened.first_seconds,
         peak_bytes=process.peak_bytes,
         gpu_bytes=gpu_bytes,
-        file_bytes=graph_bytes(graph),
+        file_bytes=graph_bytes(graph, read_signature(graph)),
         graph=relative_path(graph, context.root),
         artifact=relative_path(graph.parent, context.root) if is_built else None,
     )
-
-
-def graph_bytes(graph: Path) -> int:
-    """Return the size in bytes of an ONNX graph's file and the files of its external weights."""
-    external = read_signature(graph).external
-    return graph.stat().st_size + sum((graph.parent / name).stat().st_size for name in external)
 
 
 def measure_latency(

@@ -158,7 +158,8 @@ def make_step_cache(directory: Path, components: Mapping[str, Component]) -> Ste
     """Split the denoiser into two graphs for feature caching (DeepCache), and write both beside the denoiser's graph.
 
     One graph is the whole denoiser with its deep features as an output. The other graph has only the shallow layers,
-    and takes the deep features as an input. The paths of both are returned, or None where the denoiser cannot be split:
+    and takes the deep features as an input: the last layer of the last up block and what its skip connection needs, as
+    in the paper. The paths of both are returned, or None where the denoiser cannot be split:
     its graph is neither the original one nor one for OpenVINO.
 
     Args:
@@ -169,7 +170,7 @@ def make_step_cache(directory: Path, components: Mapping[str, Component]) -> Ste
     if graph != original_components(directory)["denoiser"].graph and not graph.endswith(OPENVINO_SUFFIX):
         return None
     try:
-        split = split_denoiser(directory / graph)
+        split = split_denoiser(directory / graph, layer=-1)
     except (PipelineError, RuntimeMissing):
         return None
     return StepCache(*(path.relative_to(directory).as_posix() for path in (split.full, split.shallow)))
