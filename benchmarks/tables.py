@@ -13,6 +13,8 @@ from benchmarks import attention, budgets, levers, sd15_picture, step_caching
 from benchmarks.gpu import tables as gpu
 from benchmarks.grid import markdown_table
 from benchmarks.pipeline_grid import grid_table
+from benchmarks.race.grid import ways_table
+from benchmarks.race.sdxl import sdxl_table
 from benchmarks.race.students import students_table
 from benchmarks.race.tables import race_table, summary_table
 from benchmarks.real_models import tables as real_models
@@ -302,6 +304,8 @@ _TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "race": race_table,
     "race_summary": summary_table,
     "race_students": students_table,
+    "race_sdxl": sdxl_table,
+    "race_grid": ways_table,
     "step_caching": step_caching.caching_table,
     "attention": attention.table,
     "lever_peaks": levers.peaks_table,
@@ -340,6 +344,8 @@ _COMMANDS: Mapping[str, str] = {
     "budgets": "python -m benchmarks.budgets",
     "race": "python -m benchmarks.race",
     "race_students": "python -m benchmarks.race.students",
+    "race_sdxl": "python -m benchmarks.race.sdxl",
+    "race_grid": "python -m benchmarks.race.grid",
     "step_caching": "python -m benchmarks.step_caching",
     "attention": "python -m benchmarks.attention",
     "choice": "python -m benchmarks.accelerate choice",

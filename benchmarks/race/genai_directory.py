@@ -18,12 +18,12 @@ _GRAPH = "openvino_model.xml"
 
 def write_genai_directory(checkpoint: Path, out: Path) -> None:
     """Convert text encoder, U-Net, decoder, tokenizer and scheduler of a diffusers checkpoint."""
-    _write_tokenizer(checkpoint, out)
+    write_tokenizer(checkpoint, out)
     scheduler = shutil.copytree(checkpoint / "scheduler", out / "scheduler", dirs_exist_ok=True)
     config = json.loads((checkpoint / "scheduler" / "scheduler_config.json").read_text())
     (scheduler / "scheduler_config.json").write_text(json.dumps({**config, "clip_sample": False}))
     shutil.copy(checkpoint / "model_index.json", out / "model_index.json")
-    for write in (_write_text_encoder, _write_decoder, _write_unet):
+    for write in (_write_text_encoder, write_decoder, _write_unet):
         write(checkpoint, out)
         gc.collect()
 
@@ -42,13 +42,14 @@ def compress_directory(source: Path, out: Path) -> None:
         gc.collect()
 
 
-def _write_tokenizer(checkpoint: Path, out: Path) -> None:
+def write_tokenizer(checkpoint: Path, out: Path, name: str = "tokenizer") -> None:
+    """Convert the CLIP tokenizer in the folder `name` of a checkpoint."""
     import openvino
     from openvino_tokenizers import convert_tokenizer
     from transformers import CLIPTokenizer
 
-    folder = shutil.copytree(checkpoint / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
-    converted = convert_tokenizer(CLIPTokenizer.from_pretrained(checkpoint / "tokenizer"), with_detokenizer=False)
+    folder = shutil.copytree(checkpoint / name, out / name, dirs_exist_ok=True)
+    converted = convert_tokenizer(CLIPTokenizer.from_pretrained(checkpoint / name), with_detokenizer=False)
     openvino.save_model(converted[0] if isinstance(converted, tuple) else converted, folder / "openvino_tokenizer.xml")
 
 
@@ -67,11 +68,12 @@ def _write_text_encoder(checkpoint: Path, out: Path) -> None:
 
     example = {"input_ids": torch.ones(1, TOKENS, dtype=torch.int64)}
     inputs = {"input_ids": ([-1, TOKENS], "i64")}
-    _convert(TextEncoder(), example, inputs, ("last_hidden_state", "pooler_output"), out / "text_encoder")
+    write_graph(TextEncoder(), example, inputs, ("last_hidden_state", "pooler_output"), out / "text_encoder")
     shutil.copy(checkpoint / "text_encoder" / "config.json", out / "text_encoder" / "config.json")
 
 
-def _write_decoder(checkpoint: Path, out: Path) -> None:
+def write_decoder(checkpoint: Path, out: Path) -> None:
+    """Convert the decoder of a checkpoint's AutoencoderKL."""
     import torch
     from diffusers import AutoencoderKL
 
@@ -85,7 +87,7 @@ def _write_decoder(checkpoint: Path, out: Path) -> None:
 
     example = {"latent_sample": torch.zeros(1, CHANNELS, 16, 16)}
     inputs = {"latent_sample": ([-1, CHANNELS, -1, -1], "f32")}
-    _convert(Decoder(), example, inputs, ("sample",), out / "vae_decoder")
+    write_graph(Decoder(), example, inputs, ("sample",), out / "vae_decoder")
     shutil.copy(checkpoint / "vae" / "config.json", out / "vae_decoder" / "config.json")
 
 
@@ -111,11 +113,11 @@ def _write_unet(checkpoint: Path, out: Path) -> None:
         "timestep": ([1], "i64"),
         "encoder_hidden_states": ([-1, -1, WIDTH], "f32"),
     }
-    _convert(UNet(), example, inputs, ("out_sample",), out / "unet")
+    write_graph(UNet(), example, inputs, ("out_sample",), out / "unet")
     shutil.copy(checkpoint / "unet" / "config.json", out / "unet" / "config.json")
 
 
-def _convert(
+def write_graph(
     module: Any, example: Any, inputs: Mapping[str, tuple[list[int], str]], outputs: Sequence[str], folder: Path
 ) -> None:
     """Convert a torch module with OpenVINO and write the graph.

@@ -1,6 +1,5 @@
 """OpenVINO GenAI's Text2ImagePipeline, in C++ without torch."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,8 @@ class GenaiEngine:
     """
 
     def __init__(self, directory: Path, *, is_static: bool, step_cache: bool = False) -> None:
-        import openvino
         import openvino_genai
 
-        self._genai, self._openvino = openvino_genai, openvino
         if is_static:
             pipeline = openvino_genai.Text2ImagePipeline(str(directory))
             pipeline.reshape(1, SIDE, SIDE, GUIDANCE)
@@ -38,28 +35,7 @@ class GenaiEngine:
             config.taylorseer_config = openvino_genai.TaylorSeerCacheConfig()
             pipeline.set_generation_config(config)
         self._pipeline = pipeline
-        self._generator = self._noise_generator()
         self.precision = "engine's default"
-
-    def _noise_generator(self) -> Any:
-        noise, tensor = initial_noise(), self._openvino.Tensor
-
-        class Noise(self._genai.Generator):  # type: ignore[misc, name-defined]
-            def __init__(self) -> None:
-                super().__init__()
-                self._next = 0
-
-            def next(self) -> float:
-                self._next += 1
-                return float(noise.flat[(self._next - 1) % noise.size])
-
-            def randn_tensor(self, shape: Any) -> Any:
-                return tensor(noise.reshape(list(shape)))
-
-            def seed(self, seed: int) -> None:
-                self._next = 0
-
-        return Noise
 
     def generate(self, prompt: str, steps: int) -> Picture:
         """Generate a picture as `Subject.generate` says."""
@@ -69,7 +45,7 @@ class GenaiEngine:
             guidance_scale=GUIDANCE,
             width=SIDE,
             height=SIDE,
-            generator=self._generator(),
+            generator=noise_generator(initial_noise()),
         )
         metrics = self._pipeline.get_performance_metrics()
         evaluation, decoding = metrics.get_unet_infer_duration().mean, metrics.get_vae_decoder_infer_duration()
@@ -80,10 +56,28 @@ class GenaiEngine:
         return None
 
 
-def has_step_cache() -> str:
-    """Return "" where the installed version of OpenVINO GenAI caches steps, otherwise the reason."""
+def noise_generator(noise: NDArray[np.float32]) -> Any:
+    """Return a generator of OpenVINO GenAI that draws this noise.
+
+    Args:
+        noise: float32 [1, channels, height, width].
+    """
+    import openvino
     import openvino_genai
 
-    if hasattr(openvino_genai, "TaylorSeerCacheConfig"):
-        return ""
-    return f"openvino_genai {json.dumps(openvino_genai.__version__)} has no TaylorSeerCacheConfig"
+    class Noise(openvino_genai.Generator):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self._next = 0
+
+        def next(self) -> float:
+            self._next += 1
+            return float(noise.flat[(self._next - 1) % noise.size])
+
+        def randn_tensor(self, shape: Any) -> Any:
+            return openvino.Tensor(noise.reshape(list(shape)))
+
+        def seed(self, seed: int) -> None:
+            self._next = 0
+
+    return Noise()

@@ -65,9 +65,9 @@ class Subject(Protocol):
         """
 
 
-def initial_noise() -> NDArray[np.float32]:
-    """Return the noise of every picture, float32 [1, 4, 64, 64]."""
-    shape = (1, CHANNELS, SIDE // DOWNSCALE, SIDE // DOWNSCALE)
+def initial_noise(side: int = SIDE) -> NDArray[np.float32]:
+    """Return the noise of every picture of so many pixels a side, float32 [1, 4, side / 8, side / 8]."""
+    shape = (1, CHANNELS, side // DOWNSCALE, side // DOWNSCALE)
     return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
 
 
