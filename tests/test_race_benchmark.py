@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from benchmarks.race import plain_loop, prepare
+from benchmarks.race.grid import MAX_WAYS, make_ways, ways_table
 from benchmarks.race.original_layout import write_single_file
 from benchmarks.race.plain_loop import PlainLoop
+from benchmarks.race.sdxl import sdxl_table
 from benchmarks.race.stopwatch import Timed
 from benchmarks.race.students import students_table
 from benchmarks.race.subject import GUIDANCE, initial_noise
@@ -207,3 +209,30 @@ def test_the_price_of_step_caching_is_paired() -> None:
     assert "| all | 50.0 % | 50.0 % |" in table
     assert "| 1 of 3 | 40.0 % (-10.0, " in table
     assert "10 captions, 20 steps of DDIM with guidance, openvino int8 bf16." in table
+
+
+def test_the_grid_shows_the_fastest_ways_beside_the_choice() -> None:
+    def row(value: float) -> dict[str, Any]:
+        return {"seconds": 2 / value, "ratio": {"value": value, "low": value - 0.1, "high": value + 0.1}, "sqnr": 30.0}
+
+    rows = {f"denoiser: way {place}": row(value) for place, value in enumerate((0.5, 1.0, 0.25, 0.8))}
+    rows["denoiser: way 4"] = {"reason": "it does not open"}
+    lines = ways_table({"rows": rows, "chosen": {"denoiser": "way 1"}}).splitlines()[2:]
+    assert lines[0] == "| denoiser, 5 ways, chosen: way 1 | way 1 | 2.00 | 1.00 (0.90 to 1.10) | 30.0 dB |"
+    assert [line.split(" | ")[1] for line in lines] == ["way 1", "way 3", "way 0"]
+
+
+def test_the_grid_has_each_way_once_and_no_more_than_it_says() -> None:
+    ways = [way for component in ("denoiser", "decoder") for way in make_ways(component)]
+    assert len({(way.component, way.name) for way in ways}) == len(ways) <= MAX_WAYS
+
+
+def test_the_large_shape_shows_seconds_or_the_reason() -> None:
+    timings = {"precision": "bf16", "seconds": 90.4, "evaluation": 10.26, "decoding": 8.0}
+    rows = {
+        "OpenVINO GenAI, static": {**timings, "load_seconds": 21.0, "peak_bytes": 3 << 30},
+        "other": {"reason": "no"},
+    }
+    table = sdxl_table({"rows": rows})
+    assert "| OpenVINO GenAI, static | bf16 | 90 s | 10.3 s | 8.0 s | 21 s | 3.0 GiB |" in table
+    assert "\nother: no.\n" in table

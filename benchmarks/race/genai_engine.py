@@ -65,7 +65,7 @@ def noise_generator(noise: NDArray[np.float32]) -> Any:
     import openvino
     import openvino_genai
 
-    class Noise(openvino_genai.Generator):  # type: ignore[misc, name-defined]
+    class Noise(openvino_genai.Generator):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self._next = 0

@@ -27,7 +27,7 @@ IMPORTED, CACHING = "Stillhouse, as imported", "Stillhouse, step caching"
 DEFAULT_PEER = "OpenVINO GenAI, as it comes"
 EXACT = "diffusers, f32"
 """The subject whose outputs and pictures the others are compared with."""
-CACHE_INTERVAL = 3
+CACHE_INTERVAL = 2
 """Steps of CACHING from one with all layers to the next."""
 STEPS = (1, 3, 8, 20)
 """Numbers of steps of the pictures."""

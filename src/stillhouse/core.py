@@ -30,8 +30,8 @@ class ImageRequest:
         guidance_interval: where guidance acts: start and end, as shares of denoising from 0 (pure noise) to 1 (clean).
         eta: share of fresh noise in every DDIM step, from 0 (none) to 1, as eta in diffusers.
         cache_interval: with n, the denoiser's deep features are computed at every n-th evaluation and estimated in
-            between (DeepCache); 1: always computed. Larger values are faster and less exact. Needs a pipeline whose denoiser
-            `stillhouse accelerate` has split.
+            between (DeepCache); 1: always computed. Larger values are faster and less exact. Needs a pipeline whose
+            denoiser `stillhouse accelerate` has split.
 
     >>> ImageRequest("a red circle", seed=7).steps is None
     True
