@@ -50,7 +50,7 @@ def _write_checkpoint(budget: str) -> None:
 def _accelerate(budget: str) -> None:
     command = [sys.executable, "-m", "stillhouse", "accelerate", str(PIPELINE), "-o", str(ACCELERATED)]
     networks = ["--component", "denoiser", "--component", "decoder", "--component", "text_encoder"]
-    subprocess.run([*command, *networks, "--budget", budget, "--memory", "20GiB"], check=True)
+    subprocess.run([*command, *networks, "--budget", budget, "--memory", "12GiB"], check=True)
 
 
 def _split_denoiser(budget: str) -> None:

@@ -36,6 +36,7 @@ _UNNAMED = ("", "?", "None", "none", "-1")
 """Texts that exporters write in place of the name of an axis without a name."""
 _RESTORE_OR_EXPORT_AGAIN = "restore the file, or export or import the model again"
 _LARGE_BYTES = 256 << 20
+"""Size in bytes of a graph with its weights from which it is large."""
 _MAX_BYTES = (2 << 30) - 1
 """Largest number of bytes of a protobuf message, and so of an ONNX file."""
 OPENVINO_SUFFIX = ".xml"

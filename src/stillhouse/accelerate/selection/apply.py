@@ -159,8 +159,8 @@ def make_step_cache(directory: Path, components: Mapping[str, Component]) -> Ste
 
     One graph is the whole denoiser with its deep features as an output. The other graph has only the shallow layers,
     and takes the deep features as an input: the last layer of the last up block and what its skip connection needs, as
-    in the paper. The paths of both are returned, or None where the denoiser cannot be split:
-    its graph is neither the original one nor one for OpenVINO.
+    in the paper. The paths of both are returned, or None where the denoiser cannot be split: its graph is neither the
+    original one nor one for OpenVINO.
 
     Args:
         directory: working directory of `stillhouse accelerate`.
