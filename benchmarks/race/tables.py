@@ -99,7 +99,7 @@ def best_peer(results: Mapping[str, Any], steps: int) -> str:
 
 
 def _evaluation(name: str, row: Mapping[str, Any]) -> float:
-    """Return the median seconds of an evaluation; with a cache, whose evaluations differ, the mean of a long picture."""
+    """Return the median seconds of an evaluation; with a cache, where evaluations differ, a long picture's mean."""
     if not SUBJECTS[name].has_cache:
         return float(row["evaluation"])
     return float((row["pictures"][str(STEPS[-1])]["seconds"] - (row["decoding"] or 0.0)) / STEPS[-1])
