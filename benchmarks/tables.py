@@ -85,8 +85,8 @@ def _speed(results: Mapping[str, Any]) -> str:
     cold = results["cold"]
     return (
         f"{table}\n`import stillhouse` takes {cold['import']['median']:.2f} s; a cold `stillhouse generate` of one "
-        f"picture, everything included, {cold['generate']['median']:.1f} s; the first time, when its networks are "
-        f"compiled, {cold['first']['median']:.1f} s.\n"
+        f"picture, everything included, {cold['generate']['median']:.1f} s; the first time, when backends are "
+        f"chosen and networks compiled, {cold['first']['median']:.1f} s.\n"
     )
 
 
