@@ -280,9 +280,8 @@ class Grid:
             components[DECODER] = self._component(decoder, self.directory, components[DECODER])
         if "cache_interval" not in dict(way.options):
             return self.directory, components, None
-        split = split_denoiser(
-            self.directory / components[DENOISER].graph, layer=-1
-        )  # which may lie in another directory
+        graph = self.directory / components[DENOISER].graph  # it may lie in another directory
+        split = split_denoiser(graph, layer=-1)
         return self.directory, components, StepCache(str(split.full), str(split.shallow))
 
     def _component(

@@ -60,7 +60,7 @@ def _run(stage: str, folder: Path, steps: int) -> None:
 def _write(folder: Path, steps: int) -> dict[str, Any]:
     """Write a checkpoint with the layout and the sizes of Stable Diffusion 1.5 and random weights."""
     import torch
-    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
     from stillhouse.shapes.train.tokenizer import build_tokenizer
@@ -75,13 +75,7 @@ def _write(folder: Path, steps: int) -> dict[str, Any]:
         block_out_channels=(320, 640, 1280, 1280),
         down_block_types=(cross, cross, cross, no_cross),
     )
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(128, 256, 512, 512),
-        layers_per_block=2,
-        sample_size=512,
-    )
+    vae = make_autoencoder(sample_size=512)
     text_config = CLIPTextConfig(
         vocab_size=49408,
         hidden_size=768,
@@ -112,6 +106,23 @@ def _write(folder: Path, steps: int) -> dict[str, Any]:
     )
     pipeline.save_pretrained(folder / "checkpoint", max_shard_size="100GB")
     return {"parameters": sum(weight.numel() for weight in unet.parameters())}
+
+
+def make_autoencoder(**settings: Any) -> Any:
+    """Return the autoencoder of Stable Diffusion 1.5 and XL with random weights.
+
+    Args:
+        settings: further arguments of AutoencoderKL, such as sample_size in pixels.
+    """
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        **settings,
+    )
 
 
 def _import(folder: Path, steps: int) -> dict[str, Any]:

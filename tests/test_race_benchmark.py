@@ -218,7 +218,7 @@ def test_the_grid_shows_the_fastest_ways_beside_the_choice() -> None:
     rows = {f"denoiser: way {place}": row(value) for place, value in enumerate((0.5, 1.0, 0.25, 0.8))}
     rows["denoiser: way 4"] = {"reason": "it does not open"}
     lines = ways_table({"rows": rows, "chosen": {"denoiser": "way 1"}}).splitlines()[2:]
-    assert lines[0] == "| denoiser, 5 ways, chosen: way 1 | way 1 | 2.00 | 1.00 (0.90 to 1.10) | 30.0 dB |"
+    assert lines[0] == "| denoiser, 4 of 5 ways run, chosen: way 1 | way 1 | 2.00 | 1.00 (0.90 to 1.10) | 30.0 dB |"
     assert [line.split(" | ")[1] for line in lines] == ["way 1", "way 3", "way 0"]
 
 

@@ -41,24 +41,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
     report = read_report(ACCELERATED)
-    rows = dict(read_earlier(NAME).get("rows", {}))
+    earlier = read_earlier(NAME)
+    rows, names = dict(earlier.get("rows", {})), dict(earlier.get("chosen", {}))
     for component in (DENOISER, DECODER):
         chosen = next(trial for trial in report.trials_of(component) if trial.candidate.key == report.chosen[component])
         ways = [way for way in make_ways(component) if _label(way) not in rows]
         if not ways:
             continue
+        names[component] = chosen.candidate.name
         task = read_task(ACCELERATED / "trials" / component / chosen.candidate.key / TASK_FILE)
         with CandidateProcess(task) as process:
             _open(process)
             for way in ways:
                 rows[_label(way)] = time_way(way, task, process, report.baselines[component])
                 print(f"{_label(way)}: {rows[_label(way)]}", flush=True)
-                write_results(NAME, {"rows": rows, "chosen": {**_chosen(rows), component: chosen.candidate.name}})
-
-
-def _chosen(rows: Mapping[str, Any]) -> dict[str, str]:
-    """Return the choices that earlier results name."""
-    return dict(read_earlier(NAME).get("chosen", {})) if rows else {}
+                write_results(NAME, {"rows": rows, "chosen": names})
 
 
 def _label(way: Candidate) -> str:
@@ -142,7 +139,7 @@ def ways_table(results: Mapping[str, Any]) -> str:
             way = name.removeprefix(f"{component}: ")
             lines.append(
                 [
-                    f"{component}, {len(rows)} ways, chosen: {chosen}" if name == ranked[0] else "",
+                    f"{component}, {len(timed)} of {len(rows)} ways run, chosen: {chosen}" if name == ranked[0] else "",
                     way,
                     f"{timed[name]['seconds']:.2f}",
                     f"{ratio['value']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})",

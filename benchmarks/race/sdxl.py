@@ -7,10 +7,12 @@ call goes on with the engines that have no result yet.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -30,6 +32,7 @@ SIDE, STEPS, GUIDANCE = 1024, 8, 5.0
 PROMPT = "a photograph of an astronaut riding a horse"
 CHECKPOINT, PIPELINE, REWRITTEN = (BUILD / "sdxl" / name for name in ("checkpoint", "pipeline", "rewritten"))
 GENAI = BUILD / "sdxl" / "genai"
+_COMMAND = (sys.executable, "-m", "benchmarks.race.sdxl", "--part")
 _TIMEOUT = 3600
 Timings = dict[str, Any]
 """Seconds of opening, of the picture, of an evaluation and of decoding, and the precision."""
@@ -43,13 +46,16 @@ def main() -> None:
     parser.add_argument("--part", choices=(*_FILES, *ENGINES), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.part:
-        print(json.dumps(_FILES[arguments.part]() if arguments.part in _FILES else _run(arguments.part)))
+        if arguments.part in _FILES:
+            _FILES[arguments.part]()
+        else:
+            timings = ENGINES[arguments.part]()
+            print(json.dumps({**timings, "peak_bytes": peak_resident_bytes(os.getpid())}))
         return
     for name in _FILES:
         mark = BUILD / "sdxl" / f"{name}.done"
         if not mark.exists():
-            if failure := _spawn(name).get("reason"):
-                raise SystemExit(f"{name}: {failure}")
+            subprocess.run([*_COMMAND, name], stdout=sys.stderr, timeout=_TIMEOUT, check=True)
             mark.touch()
     rows = dict(read_earlier(NAME).get("rows", {}))
     for name in arguments.only or ENGINES:
@@ -59,21 +65,13 @@ def main() -> None:
             write_results(NAME, {"rows": {engine: rows[engine] for engine in ENGINES if engine in rows}})
 
 
-def _spawn(part: str) -> Timings:
-    """Run a part in a process of its own; return what it printed, or the reason why it failed."""
-    command = [sys.executable, "-m", "benchmarks.race.sdxl", "--part", part]
-    done = subprocess.run(command, stdout=subprocess.PIPE, timeout=_TIMEOUT, check=False)
+def _spawn(name: str) -> Timings:
+    """Run an engine in a process of its own; return what it printed, or the reason why it failed."""
+    done = subprocess.run([*_COMMAND, name], stdout=subprocess.PIPE, timeout=_TIMEOUT, check=False)
     if done.returncode:
         return {"reason": f"its process ended with code {done.returncode}"}
     found: Timings = json.loads(done.stdout.splitlines()[-1])
     return found
-
-
-def _run(name: str) -> Timings:
-    import os
-
-    found = ENGINES[name]()
-    return {**found, "peak_bytes": peak_resident_bytes(os.getpid())}
 
 
 def _run_diffusers(precision: str) -> Timings:
@@ -142,13 +140,12 @@ def _timings(precision: str, began: float, opened: float, evaluations: tuple[flo
     }
 
 
-def _import() -> Timings:
+def _import() -> None:
     command = [sys.executable, "-m", "stillhouse", "import", str(CHECKPOINT), "-o", str(PIPELINE), "--force"]
-    subprocess.run(command, check=True, stdout=sys.stderr)
-    return {}
+    subprocess.run(command, check=True)
 
 
-def _rewrite() -> Timings:
+def _rewrite() -> None:
     """Write the imported pipeline with all networks in bf16, and layers and attention that need no other graph."""
     from stillhouse.pipelines.manifest import read_manifest
     from stillhouse.pipelines.roles import DECODER, DENOISER
@@ -158,22 +155,13 @@ def _rewrite() -> Timings:
     fast[DENOISER] = replace(fast[DENOISER], settings={"attention": "int8", "layers": "rewritten"}, streams=2)
     fast[DECODER] = replace(fast[DECODER], settings={"layers": "rewritten"}, static=True)
     link_pipeline(PIPELINE, REWRITTEN, fast)
-    return {}
 
 
-def _write(write: Callable[..., None], *paths: Path) -> Callable[[], Timings]:
-    def run() -> Timings:
-        write(*paths)
-        return {}
-
-    return run
-
-
-_FILES: Mapping[str, Callable[[], Timings]] = {
-    "checkpoint": _write(write_checkpoint, CHECKPOINT),
+_FILES: Mapping[str, Callable[[], None]] = {
+    "checkpoint": partial(write_checkpoint, CHECKPOINT),
     "pipeline": _import,
     "rewritten": _rewrite,
-    "genai": _write(write_genai_directory, CHECKPOINT, GENAI),
+    "genai": partial(write_genai_directory, CHECKPOINT, GENAI),
 }
 ENGINES: Mapping[str, Callable[[], Timings]] = {
     "diffusers, f32": lambda: _run_diffusers("f32"),

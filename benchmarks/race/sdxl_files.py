@@ -1,13 +1,13 @@
 """Stable Diffusion XL's sizes with random weights: a checkpoint, and the directory that OpenVINO GenAI reads of it."""
 
 import gc
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from benchmarks.race.genai_directory import write_decoder, write_graph, write_tokenizer
 from benchmarks.race.subject import CHANNELS, TOKENS
+from benchmarks.sd15 import make_autoencoder
 
 WIDTHS = (768, 1280)
 """Widths of the states of the two text encoders."""
@@ -18,7 +18,7 @@ _LAYERS, _HEADS = (12, 32), (12, 20)
 def write_checkpoint(folder: Path) -> None:
     """Write a checkpoint of 2.6 billion parameters in half precision, as diffusers saves it."""
     import torch
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+    from diffusers import DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     from stillhouse.shapes.train.tokenizer import build_tokenizer
@@ -38,14 +38,7 @@ def write_checkpoint(folder: Path) -> None:
         addition_time_embed_dim=256,
         projection_class_embeddings_input_dim=POOLED + TIME_IDS * 256,
     )
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(128, 256, 512, 512),
-        layers_per_block=2,
-        sample_size=1024,
-        scaling_factor=0.13025,
-    )
+    vae = make_autoencoder(sample_size=1024, scaling_factor=0.13025)
     texts = [
         CLIPTextConfig(
             vocab_size=49408,
@@ -153,5 +146,4 @@ def _write_unet(checkpoint: Path, out: Path) -> None:
         "time_ids": ([-1, TIME_IDS], "f32"),
     }
     write_graph(UNet(), example, inputs, ("out_sample",), out / "unet")
-    config = json.loads((checkpoint / "unet" / "config.json").read_text())
-    (out / "unet" / "config.json").write_text(json.dumps(config))
+    shutil.copy(checkpoint / "unet" / "config.json", out / "unet" / "config.json")

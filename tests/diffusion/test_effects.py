@@ -191,7 +191,7 @@ def test_each_row_goes_on_with_its_own_features() -> None:
     slope=arrays(np.float32, 4, elements=st.floats(-8, 8, width=16)),
 )
 def test_features_that_change_evenly_are_estimated_exactly(interval: int, start: Any, slope: Any) -> None:
-    """Numbers of half precision, so that no sum rounds; before two evaluations are known, the first one is repeated."""
+    """Apart from rounding; before two evaluations are known, the first one is repeated."""
     cache = FeatureCache(interval)
     for index in range(3 * interval):
         true = start + slope * np.float32(index)

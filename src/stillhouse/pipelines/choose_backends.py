@@ -45,7 +45,7 @@ _LONG_CALL = 1.0
 the first call of a network is slower than the next."""
 _MEMORY_FACTOR = 5.2
 """Memory that measuring takes, as a multiple of the largest file of weights in half precision: 8.3 GiB were measured at
-the size of Stable Diffusion 1.5, whose denoiser's weights take 1.6 GiB, and 21.5 GiB at XL's, with 4.8 GiB."""
+the size of Stable Diffusion 1.5, whose denoiser's weights take 1.6 GiB, and about 22 GiB at XL's, with 4.8 GiB."""
 _BASELINE = ("onnxruntime", "f32")
 KNOWN_FASTEST = {
     "amx_bf16": ("openvino", "bf16"),
