@@ -171,6 +171,13 @@ def test_the_summary_has_the_systems_that_people_run() -> None:
     assert not any(name in text for name in ("plain loop", "stable-diffusion.cpp", "TaylorSeer"))
 
 
+def test_a_ratio_whose_interval_contains_one_is_no_gain() -> None:
+    results = {"rows": {CACHING: row(0.9), EXACT: row(6.0)}}
+    ratio = results["rows"][CACHING]["pictures"]["3"]["ratio"]
+    ratio |= {"low": 0.77, "high": 1.21}
+    assert f"| {ratio['value']:.2f}x (0.77 to 1.21) |" in summary_table(results)
+
+
 def test_the_best_peer_is_a_system_that_people_run() -> None:
     """A plain loop on our own graph is a row, not a peer, and neither is a picture of estimated steps."""
     assert best_peer(RESULTS, 20) == "OpenVINO GenAI, static"

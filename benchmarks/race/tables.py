@@ -115,10 +115,15 @@ def _decibels(value: float | None, write: Callable[[float], str]) -> str:
 
 
 def _ratio(picture: Mapping[str, Any] | None) -> str:
-    """Return the ratio with its interval; without one where a single picture was made; "slower by" below 1."""
+    """Return the ratio with its interval; without one where a single picture was made; "slower by" below 1.
+
+    A ratio whose interval contains 1 shows neither, and is not set in bold.
+    """
     if picture is None:
         return ""
     value, low, high = (picture["ratio"][name] for name in ("value", "low", "high"))
+    if low < 1 < high:
+        return f"{value:.2f}x ({low:.2f} to {high:.2f})"
     if value < 1:
         value, low, high = 1 / value, 1 / high, 1 / low
     interval = f" ({low:.2f} to {high:.2f})" if picture["rounds"] > 1 else " (one picture)"
