@@ -52,6 +52,7 @@ bench: .venv/full.stamp ## measure against diffusers, and write the tables of th
 bench-serve: .venv/full.stamp ## serve the same requests by this server and by others, an hour
 	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.serving overhead
+	$(BIN)/python -m benchmarks.serving rate
 	$(BIN)/python -m benchmarks.tables
 
 bench-large: .venv/full.stamp ## the size of Stable Diffusion 1.5: 5 GB of disk, some minutes

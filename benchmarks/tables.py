@@ -20,6 +20,7 @@ from benchmarks.race.tables import race_table, summary_table
 from benchmarks.real_models import tables as real_models
 from benchmarks.record import RESULTS, read_results
 from benchmarks.serving import tables as serving
+from benchmarks.serving.rate import rate_table
 from stillhouse.accelerate.records.candidate import Candidate
 from stillhouse.distill.evaluation.evaluation_report import (
     LEGEND,
@@ -321,6 +322,7 @@ _TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "cost_sd15": _cost,
     "serving": serving.serving_table,
     "serving_overhead": serving.overhead_table,
+    "serving_rate": rate_table,
     "gpu_kernels": gpu.kernels_table,
     "gpu_ladder": gpu.variants_table,
     "gpu_pictures": gpu.pictures_table,
@@ -355,6 +357,7 @@ _COMMANDS: Mapping[str, str] = {
     "tick": "python -m benchmarks.tick",
     "serving": "python -m benchmarks.serving",
     "serving_overhead": "python -m benchmarks.serving overhead",
+    "serving_rate": "python -m benchmarks.serving rate",
     **{name: f"python -m benchmarks.{file}" for name, file in _FILES.items()},
 }
 

@@ -1,19 +1,30 @@
 """A new pipeline gets the backends that are fastest here and accurate; another machine chooses anew."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from stillhouse.backends.backend import CandidateContext
 from stillhouse.backends.registry import find_backend
+from stillhouse.backends.runner import RunnerOptions
 from stillhouse.backends.runtime import BackendStatus
+from stillhouse.core import ImageRequest
 from stillhouse.measure.machine import Machine, read_machine
 from stillhouse.pipelines import choose_backends as module
-from stillhouse.pipelines.choose_backends import MIN_SQNR, choose_backends, has_memory, set_known_backends
+from stillhouse.pipelines import fastest_component
+from stillhouse.pipelines.choose_backends import (
+    MIN_SQNR,
+    STATIC_ROWS,
+    choose_backends,
+    has_memory,
+    offer_backends,
+    set_known_backends,
+)
 from stillhouse.pipelines.fastest_component import (
     MeasuredComponent,
     RecordedCall,
@@ -22,7 +33,9 @@ from stillhouse.pipelines.fastest_component import (
 )
 from stillhouse.pipelines.load import load
 from stillhouse.pipelines.manifest import Component, read_manifest
+from stillhouse.pipelines.pipeline import Pipeline
 from stillhouse.pipelines.roles import DECODER, DENOISER
+from stillhouse.pipelines.runners import open_component
 from tests.conftest import Checkpoint
 
 MACHINE = Machine("a processor", 2, 8 << 30, ("avx2",), "Linux x86_64", "3.11")
@@ -144,23 +157,101 @@ def test_a_pipeline_is_measured_where_it_fits_into_memory(pipeline: Path) -> Non
     assert not has_memory(pipeline, manifest, replace(MACHINE, memory=1000))
 
 
+PLAIN: Mapping[str, str] = {}
+STATIC = {"shapes": "static", "axes": "default"}
+STREAMS = {"streams": "2", "axes": "open"}
+
+
 @pytest.mark.parametrize(
-    ("role", "precisions", "expected"),
+    ("role", "is_large", "precisions", "expected"),
     [
-        (DENOISER, ("f32", "bf16"), [("bf16", 1), ("bf16", 2), ("f32", 1), ("f32", 2)]),
-        (DENOISER, ("f32",), [("f32", 1), ("f32", 2)]),
-        (DECODER, ("f32", "bf16"), [("bf16", 1), ("f32", 1)]),
+        (
+            DENOISER,
+            False,
+            ("f32", "bf16"),
+            [("bf16", way) for way in (PLAIN, STATIC, STREAMS)] + [("f32", way) for way in (PLAIN, STATIC, STREAMS)],
+        ),
+        (DENOISER, False, ("f32",), [("f32", PLAIN), ("f32", STATIC), ("f32", STREAMS)]),
+        (DENOISER, True, ("f32",), [("f32", PLAIN), ("f32", STREAMS)]),
+        (DECODER, False, ("f32", "bf16"), [("bf16", PLAIN), ("f32", PLAIN)]),
     ],
 )
 def test_openvino_offers_what_takes_pictures_of_all_sizes(
-    role: str, precisions: tuple[str, ...], expected: Sequence[tuple[str, int]]
+    role: str, is_large: bool, precisions: tuple[str, ...], expected: Sequence[tuple[str, Mapping[str, str]]]
 ) -> None:
     backend = find_backend("openvino")
     status = BackendStatus("openvino", "1", ("CPU",), precisions, None, "")
-    context = CandidateContext(role, "high", status, threads=2)
+    context = CandidateContext(role, "high", status, threads=2, is_large=is_large)
     specs = list(backend.defaults(context))
-    assert [(spec.precision, int(spec.options.get("streams", 1))) for spec in specs] == expected
-    assert all(spec.recipe == "f32" and "shapes" not in spec.options for spec in specs)
+    assert [(spec.precision, spec.options) for spec in specs] == expected
+    assert all(spec.recipe == "f32" for spec in specs)
+
+
+def test_a_network_that_is_compiled_for_the_default_size_runs_other_sizes_with_open_axes(pipeline: Path) -> None:
+    manifest = read_manifest(pipeline)
+    plain = replace(manifest.components[DENOISER], backend="openvino")
+    settings = {"axes": "default"}
+    fixed = Pipeline(pipeline, components={DENOISER: replace(plain, static=True, rows=(1, 2, 4), settings=settings)})
+    side = manifest.defaults.width // manifest.latent.downscale
+    runner = fixed.runner(DENOISER, {"sample": (2, 4, side, side)})
+    assert runner.inputs[0].shape == (2, 4, side, side)
+    other = fixed.runner(DENOISER, {"sample": (2, 4, side, side + 4)})
+    assert other.inputs[0].shape[2:] == (None, None)
+    assert fixed.runner(DENOISER, {"sample": (6, 4, 2 * side, side)}) is other
+    assert fixed.batch_sizes == (1, 2, 4)
+
+
+@pytest.mark.parametrize("wider", [0, 32])
+def test_a_picture_has_the_same_bits_in_static_shapes_and_with_open_axes(pipeline: Path, wider: int) -> None:
+    manifest = read_manifest(pipeline)
+    plain = replace(manifest.components[DENOISER], backend="openvino")
+    static = replace(plain, static=True, rows=(1, 2, 4), settings={"axes": "default"})
+    pictures = []
+    for component, count in ((plain, 1), (plain, 3), (static, 1), (static, 3)):
+        opened = Pipeline(pipeline, components={DENOISER: component})
+        width = manifest.defaults.width + wider
+        requests = [ImageRequest("a red circle", seed=seed, steps=2, width=width) for seed in range(count)]
+        trajectories = [opened.start(request) for request in requests]
+        for _ in opened.steps(trajectories):
+            pass
+        pictures.append(opened.finish(trajectories[0]).image)
+    assert all(np.array_equal(pictures[0], picture) for picture in pictures[1:])
+
+
+def test_only_a_small_denoiser_is_offered_static_shapes(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    offered = offer_backends(pipeline, read_manifest(pipeline)).tuned
+    assert offered
+    ways = [(way.precision, way.rows, way.settings) for way in offered.alternatives[DENOISER] if way.static]
+    assert ways == [(precision, STATIC_ROWS, {"axes": "default"}) for precision in ("f32", "bf16")]
+    assert not any(way.static for way in offered.alternatives[DECODER])
+    monkeypatch.setattr(module, "is_large", lambda graph, signature: True)
+    large = offer_backends(pipeline, read_manifest(pipeline)).tuned
+    assert large
+    assert not any(way.static for way in large.alternatives[DENOISER])
+
+
+def test_static_shapes_are_refused_where_a_row_differs_in_a_larger_batch(
+    pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = offer_backends(pipeline, read_manifest(pipeline))
+    assert manifest.tuned
+    recorded = read_recorded_call(pipeline / manifest.tuned.probes[DENOISER])
+    static = next(way for way in manifest.tuned.alternatives[DENOISER] if way.static)
+    assert measure_component(pipeline, DENOISER, static, recorded, 90.0, needs_equal_rows=True).refusal == ""
+    open_plain = open_component
+
+    def open_changed(
+        directory: Path, component: Component, shapes: Mapping[str, tuple[int, ...]], options: RunnerOptions
+    ) -> Any:
+        runner = open_plain(directory, component, shapes, options)
+        if len(recorded.feeds["sample"]) == shapes["sample"][0]:
+            return runner
+        return lambda feeds: {name: array * np.float32(1 + 1e-6) for name, array in runner(feeds).items()}
+
+    monkeypatch.setattr(fastest_component, "open_component", open_changed)
+    measured = measure_component(pipeline, DENOISER, static, recorded, 90.0, needs_equal_rows=True)
+    assert measured.refusal.endswith("gives a row another result in a batch of 8 than in a smaller one")
+    assert measure_component(pipeline, DENOISER, static, recorded, 90.0).refusal == ""
 
 
 def test_one_open_network_takes_pictures_of_all_sizes(

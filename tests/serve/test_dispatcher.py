@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from stillhouse.core import ImageRequest
 from stillhouse.errors import InvalidRequest, NotAllowed, Refused
+from stillhouse.serve import dispatcher as module
 from stillhouse.serve.client import Client
 from stillhouse.serve.dispatcher import Dispatcher, make_dispatcher
 from stillhouse.serve.engine.cost import LatencyCurve
@@ -259,6 +260,27 @@ def test_one_worker_per_device_and_the_least_loaded_is_selected() -> None:
     assert [len(worker.submitted) for worker in workers] == [2, 2]
     with pytest.raises(InvalidRequest, match="devices 0, 0 name a device twice; allowed: each device once"):
         ServerSettings(TIERS, devices=("0", "0"))
+
+
+def test_several_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "usable_cores", lambda: 7)
+
+    def threads(settings: ServerSettings) -> list[int | None]:
+        dispatcher = make_dispatcher(settings, clock=FakeClock(), make_supervisor=FakeWorker)
+
+        async def life() -> None:
+            dispatcher.open()
+            dispatcher.close()
+
+        asyncio.run(life())
+        return [worker.config.threads for worker in dispatcher.workers]
+
+    assert threads(ServerSettings(TIERS)) == [None]
+    assert threads(ServerSettings(TIERS, workers=3)) == [2, 2, 2]
+    assert threads(ServerSettings(TIERS, workers=2, threads=1)) == [1, 1]
+    assert threads(ServerSettings(TIERS, workers=9)) == [1] * 9
+    with pytest.raises(InvalidRequest, match="workers is 2, and devices 0 have one worker each; allowed: workers 1"):
+        ServerSettings(TIERS, devices=("0",), workers=2)
 
 
 def test_background_requests_do_not_count_in_goodput() -> None:

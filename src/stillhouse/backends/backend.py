@@ -45,6 +45,7 @@ class CandidateContext:
         has_dynamic_batch: whether the graph takes batches of any size.
         decoder_side: longer side, in pixels, of the pictures that a decoder makes; None for other networks.
         has_integer_weights: whether the graph as given stores weights as integers, see `Signature.is_quantised`.
+        is_large: whether the network is large, see `signature.is_large`.
         axis_ranges: lengths that the graph's named axes may have, "rows=1-8,height=32-64"; empty: fixed lengths.
     """
 
@@ -59,6 +60,7 @@ class CandidateContext:
     decoder_side: int | None = None
     axis_ranges: str = ""
     has_integer_weights: bool = False
+    is_large: bool = False
 
     def gpu(self, device: str) -> Gpu:
         """Return the GPU that a device name such as "cuda:1" means; the last GPU where the index is too high."""

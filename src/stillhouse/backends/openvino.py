@@ -37,7 +37,7 @@ SETTINGS: Mapping[str, tuple[str, ...]] = {
     "dynamic_quantization": ("0", "1"),
     "attention": ("plain", "int8"),
     "layers": ("plain", "rewritten"),
-    "axes": ("fixed", "open"),
+    "axes": ("fixed", "open", "default"),
 }
 """Allowed values of each setting; the first value is the default."""
 _ATTENTION, _REWRITTEN = "attention: int8", "layers: rewritten"
@@ -67,8 +67,9 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
         dynamic_quantization: 1 rounds the inputs of layers whose weights are stored as integers to int8 at run time, in
             groups of 32 with a scale for each. OpenVINO would do so by default, also where f32 is requested; a layer
             then keeps about 45 dB, against 130 dB without. The result of a row does not depend on the other rows.
-        axes: open opens a network of several streams once for pictures of all sizes, which costs some speed; fixed
-            once for each size. Only pipelines read it, see `runners.opening_shapes`.
+        axes: fixed opens a network of static shapes or several streams once for each size of pictures; open once for
+            all sizes, which costs some speed; default once for the pipeline's default size and once for all others.
+            Only pipelines read it, see `runners.opening_shapes`.
         attention: int8 replaces attentions over many tokens by `int8_attention`. Needs static shapes or streams. The
             compiled network is not cached.
         layers: rewritten replaces layers by equal ones that are faster: in bf16 group normalisations by `group_norm`,
@@ -338,11 +339,16 @@ def _replacements(settings: Mapping[str, str]) -> list[str]:
 
 
 def compile_properties(options: RunnerOptions) -> dict[str, Any]:
-    """Return the properties with which OpenVINO compiles a network, by name: precision, streams, threads and cache."""
+    """Return the properties with which OpenVINO compiles a network, by name: precision, streams, threads and cache.
+
+    Threads are not pinned to cores. OpenVINO pins those of each network to the same cores, so that two networks that
+    run at once, such as denoiser and decoder of a server, wait for each other although a core is idle.
+    """
     is_quantised = options.settings.get("dynamic_quantization") == "1"
     config: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": options.streams,
+        "ENABLE_CPU_PINNING": False,
         _GROUP_SIZE: _GROUP if is_quantised else 0,
     }
     if options.precision != "auto":
@@ -512,10 +518,13 @@ def defaults(context: CandidateContext) -> Iterator[CandidateSpec]:
     """Yield the configurations of OpenVINO among which an import chooses.
 
     Without bf16 instructions, bf16 is emulated and slower than float32. Two streams run the rows of a guided picture.
+    Static shapes are offered where compiling takes a second, because each batch size is compiled by itself.
     """
     precisions = [precision for precision in ("bf16", "f32") if precision in ("f32", *context.status.precisions)]
     for precision in precisions:
         yield CandidateSpec(precision=precision, rank=_RANK)
+        if context.role == "denoiser" and not context.is_large:
+            yield CandidateSpec(precision=precision, options={"shapes": "static", "axes": "default"}, rank=_RANK)
         if context.role == "denoiser" and context.threads > 1:
             yield CandidateSpec(precision=precision, options={"streams": "2", "axes": "open"}, rank=_RANK)
 

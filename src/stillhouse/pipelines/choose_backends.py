@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from stillhouse.backends.backend import CandidateContext
 from stillhouse.backends.registry import backends, find_backend
+from stillhouse.backends.signature import is_large, read_signature
 from stillhouse.cpu import usable_cores
 from stillhouse.measure.fidelity import MAX_SQNR
 from stillhouse.measure.machine import Machine, read_machine
@@ -47,6 +48,8 @@ _MEMORY_FACTOR = 5.2
 """Memory that measuring takes, as a multiple of the largest file of weights in half precision: 8.3 GiB were measured at
 the size of Stable Diffusion 1.5, whose denoiser's weights take 1.6 GiB, and about 22 GiB at XL's, with 4.8 GiB."""
 _BASELINE = ("onnxruntime", "f32")
+STATIC_ROWS = (1, 2, 4, 8)
+"""Batch sizes for which a denoiser with static shapes is compiled: larger ones gain little on a processor."""
 KNOWN_FASTEST = {
     "amx_bf16": ("openvino", "bf16"),
     "avx512_bf16": ("openvino", "bf16"),
@@ -102,7 +105,7 @@ def choose_backends(directory: Path, manifest: Manifest, seconds: float = SECOND
         if call.seconds < _LONG_CALL:
             baseline = measure_component(directory, role, plain[role], call.content, MIN_SQNR)
         choice = BackendChoice(role, baseline)
-        for component in _candidates(role, plain[role], machine):
+        for component in _candidates(role, plain[role], machine, is_small=not _is_large(directory, plain[role])):
             if monotonic() >= deadline:
                 choice = replace(choice, is_cut=True)
             elif not _is_dominated(component, choice):
@@ -127,6 +130,8 @@ def offer_backends(directory: Path, manifest: Manifest) -> Manifest:
         write_recorded_call(directory / probes[role], recorded[role].content)
         chosen = manifest.components[role]
         offered = [replace(chosen, backend="openvino", precision=precision) for precision in ("f32", "bf16")]
+        if role == DENOISER and not _is_large(directory, chosen):
+            offered += [_with_static_shapes(component) for component in offered]
         alternatives[role] = tuple(component for component in (*offered, plain[role]) if component != chosen)
     tuned = Tuned("", MIN_SQNR, probes, alternatives, needs_equal_rows=True)
     return write_manifest(directory, replace(manifest, tuned=tuned))
@@ -210,19 +215,34 @@ def _by_share(recorded: Mapping[str, _TimedCall], steps: int) -> list[str]:
     return sorted((role for role, value in seconds.items() if value >= least), key=lambda role: -seconds[role])
 
 
-def _candidates(role: str, baseline: Component, machine: Machine) -> Iterator[Component]:
+def _is_large(directory: Path, component: Component) -> bool:
+    graph = directory / component.graph
+    return is_large(graph, read_signature(graph))
+
+
+def _with_static_shapes(component: Component) -> Component:
+    """Return a component that is compiled for the default size, and once more with open axes for all other sizes."""
+    settings = {**component.settings, "axes": "default"}
+    return replace(component, static=True, rows=STATIC_ROWS, streams=1, settings=settings)
+
+
+def _candidates(role: str, baseline: Component, machine: Machine, *, is_small: bool) -> Iterator[Component]:
     """Yield the ways to run a network other than the baseline that need no other graph and take all sizes."""
     for status in backends():
         backend = find_backend(status.name)
         if status.reason:
             continue
-        context = CandidateContext(role, "high", status, machine.instructions, machine.gpus, usable_cores())
+        context = CandidateContext(
+            role, "high", status, machine.instructions, machine.gpus, usable_cores(), is_large=not is_small
+        )
         for spec in backend.defaults(context):
             streams = int(spec.options.get("streams", 1))
-            settings = {name: value for name, value in spec.options.items() if name != "streams"}
+            settings = {name: value for name, value in spec.options.items() if name not in ("streams", "shapes")}
             component = replace(
                 baseline, backend=status.name, precision=spec.precision, streams=streams, settings=settings
             )
+            if spec.options.get("shapes") == "static":
+                component = _with_static_shapes(component)
             if not backend.exclusion(spec, context) and component != baseline:
                 yield component
 

@@ -1,6 +1,6 @@
 """Finds the fastest way to run one network here that is accurate on recorded inputs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -97,10 +97,16 @@ def measure_component(
         threads: most threads of the network; None: as in `component`.
         needs_equal_rows: whether a row of a denoiser must have the same bits alone and in a larger batch.
     """
-    shapes = {name: array.shape for name, array in recorded.feeds.items()}
+
+    def open_for(feeds: Arrays) -> Runner:
+        shapes = {name: array.shape for name, array in feeds.items()}
+        return open_component(directory, component, shapes, RunnerOptions(threads=threads))
+
     try:
-        runner = open_component(directory, component, shapes, RunnerOptions(threads=threads))
-        sqnr, refusal = _check_accuracy(role, component, runner, recorded, min_sqnr, needs_equal_rows=needs_equal_rows)
+        runner = open_for(recorded.feeds)
+        sqnr, refusal = _check_accuracy(
+            role, component, runner, open_for, recorded, min_sqnr, needs_equal_rows=needs_equal_rows
+        )
         if refusal:
             return MeasuredComponent(component, sqnr=sqnr, refusal=refusal)
         return MeasuredComponent(component, _shortest_call(runner, recorded.feeds), sqnr)
@@ -132,19 +138,38 @@ def describe_component(component: Component) -> str:
 
 
 def _check_accuracy(
-    role: str, component: Component, runner: Runner, recorded: RecordedCall, min_sqnr: float, *, needs_equal_rows: bool
+    role: str,
+    component: Component,
+    runner: Runner,
+    open_for: Callable[[Arrays], Runner],
+    recorded: RecordedCall,
+    min_sqnr: float,
+    *,
+    needs_equal_rows: bool,
 ) -> tuple[float, str]:
     """Run a network, and return its signal-to-quantization-noise ratio (SQNR) in dB and why it is refused, or "".
 
     The ratio is the least of all outputs. An accurate denoiser is also run on a batch of 8 rows, which repeats the
-    recorded rows, unless it runs each row by itself or would be compiled anew for this batch size.
+    recorded rows, unless it runs each row by itself, or would be compiled anew for this batch size and its rows need
+    not be equal.
+
+    Args:
+        role, component: the network, and how it is run.
+        runner: the network, opened for the shapes of the recorded call.
+        open_for: opens it for the shapes of other inputs.
+        recorded: a call of the baseline.
+        min_sqnr: least allowed ratio in dB.
+        needs_equal_rows: whether a row must have the same bits alone and in a larger batch.
     """
     outputs, name = runner(recorded.feeds), describe_component(component)
     sqnr = _least_sqnr(recorded.outputs, outputs)
     if sqnr < min_sqnr:
         return sqnr, f"{name} errs here: SQNR {sqnr:.1f} dB, the bound is {min_sqnr:.1f}"
-    if role != DENOISER or component.streams > 1 or reopens_per_batch_size(component):
+    is_reopened = reopens_per_batch_size(component)
+    if role != DENOISER or component.streams > 1 or (is_reopened and not needs_equal_rows):
         return sqnr, ""
+    if is_reopened:
+        runner = open_for(_repeat_rows(recorded.feeds))
     sizes = component_batch_sizes(component)
     run = partial(run_split, rows=sizes, arrays=NUMPY, run=runner) if sizes else runner
     together = run(_repeat_rows(recorded.feeds))

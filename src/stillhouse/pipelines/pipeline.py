@@ -283,12 +283,12 @@ class Pipeline:
             outputs: Mapping[str, Any] = runner(part) if is_numpy else runner.run_on_device(part)
             return outputs
 
-        sizes = self._runners.batch_sizes(component)
+        sizes = self._runners.batch_sizes(component, {name: tuple(array.shape) for name, array in feeds.items()})
         return run_split(feeds, sizes, arrays, run_part) if sizes else run_part(feeds)
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
-        """Static batch sizes of the denoiser, rising; empty where the denoiser takes any size."""
+        """Static batch sizes of the denoiser at the default size, rising; empty where it takes batches of any size."""
         return self._runners.batch_sizes(DENOISER_FULL if self.manifest.step_cache else DENOISER)
 
     def runner(self, component: str, shapes: Mapping[str, tuple[int, ...]]) -> Runner:

@@ -85,7 +85,7 @@ class Runners:
         `name` is the role of the network, or of a graph that the denoiser was split into. `shapes` are the shapes of
         the inputs by name, for which a static network is opened.
         """
-        component = self._component(name)
+        component = self._component(name, shapes)
         key = (name, tuple(opening_shapes(component, shapes).items()))
         with self._opening:
             if key in self._open:
@@ -139,9 +139,12 @@ class Runners:
         for (name, _), runner in self._open.items():
             active.apply(name, runner)
 
-    def batch_sizes(self, name: str) -> tuple[int, ...]:
-        """Return the static batch sizes of the network of a role, rising; empty: the network takes any size."""
-        return component_batch_sizes(self._component(name))
+    def batch_sizes(self, name: str, shapes: Mapping[str, tuple[int, ...]] | None = None) -> tuple[int, ...]:
+        """Return the static batch sizes of the network of a role, rising; empty: the network takes any size.
+
+        `shapes` are the shapes of its inputs by name; None: those of pictures of the default size.
+        """
+        return component_batch_sizes(self._component(name, shapes))
 
     def graph(self, name: str) -> Path:
         """Return the path of the graph of the network of a role."""
@@ -169,7 +172,8 @@ class Runners:
         component = self._component(DENOISER)
         return translate_errors(component.backend, self._directory / component.graph, verb)
 
-    def _component(self, name: str) -> Component:
+    def _component(self, name: str, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Component:
+        """Return how the network of a role is run on inputs of these shapes; None: on those of the default size."""
         is_denoiser = name in (DENOISER, DENOISER_FULL, DENOISER_SHALLOW)
         component = self._manifest.components[DENOISER if is_denoiser else name]
         if split := self._manifest.step_cache:
@@ -178,7 +182,20 @@ class Runners:
         if self._backend not in (None, component.backend):
             # The manifest's settings and precision are left out, because they were chosen for the manifest's backend.
             component = Component(component.graph, component.weights, self._backend or component.backend)
+        if component.settings.get("axes") == "default":
+            is_default = shapes is None or self._have_default_size(shapes)
+            component = replace(
+                component,
+                static=component.static and is_default,
+                settings={**component.settings, "axes": "fixed" if is_default else "open"},
+            )
         return replace(component, precision=self._precision) if self._precision and is_denoiser else component
+
+    def _have_default_size(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Return whether inputs of these shapes by name have latents of a picture of the pipeline's default size."""
+        defaults, downscale = self._manifest.defaults, self._manifest.latent.downscale
+        side = (defaults.height // downscale, defaults.width // downscale)
+        return any(len(shape) == 4 and shape[2:] == side for shape in shapes.values())
 
 
 def opening_shapes(component: Component, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:

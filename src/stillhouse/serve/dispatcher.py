@@ -17,6 +17,7 @@ import msgspec
 
 from stillhouse.check import check_choice
 from stillhouse.core import ImageRequest
+from stillhouse.cpu import usable_cores
 from stillhouse.errors import InvalidRequest, NotAllowed, Refused
 from stillhouse.pipelines.load import find_pipeline
 from stillhouse.pipelines.manifest import Manifest, read_manifest
@@ -188,8 +189,8 @@ class Dispatcher:
         return max(0, self.settings.max_queue // 2 - sum(len(worker.handles) for worker in self.workers))
 
     def open(self) -> None:
-        """Start one worker process per device of the settings, and the task that watches the workers' health."""
-        for device in self.settings.devices or (None,):
+        """Start the worker processes of the settings, and the task that watches the workers' health."""
+        for device in self.settings.devices or (None,) * self.settings.workers:
             self.add_worker(device)
         self.metrics.watch_state(self)
         self._monitor_task = asyncio.get_running_loop().create_task(self._monitor_workers())
@@ -451,7 +452,7 @@ def make_dispatcher(settings: ServerSettings, cache: Path | None = None, **optio
         parse_size(settings.memory),
         settings.backend,
         settings.precision,
-        settings.threads,
+        settings.threads or _threads_per_worker(settings.workers),
         str(cache) if cache else None,
     )
     manifests = {name: by_pipeline[tier.pipeline] for name, tier in settings.tiers.items()}
@@ -464,3 +465,8 @@ def make_dispatcher(settings: ServerSettings, cache: Path | None = None, **optio
             problem = f"tier {name!r} is invalid: {error.problem}"
             raise InvalidRequest(problem, allowed=error.allowed, fix=error.fix) from error
     return dispatcher
+
+
+def _threads_per_worker(workers: int) -> int | None:
+    """Return how many threads each network of a worker may have; None: as in the pipeline's manifest."""
+    return max(1, usable_cores() // workers) if workers > 1 else None

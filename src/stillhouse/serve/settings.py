@@ -93,6 +93,9 @@ class ServerSettings:
         precision: compute precision of the denoiser; None uses the precision of the pipeline's manifest.
         threads: maximum number of threads of each network; None uses the value of the pipeline's manifest.
         devices: GPUs as in CUDA_VISIBLE_DEVICES, one worker each. Empty starts one worker that sees all devices.
+        workers: number of worker processes that share the processor's cores equally; above 1 only without `devices`.
+            Each loads all pipelines. Images take longer alone, and more small ones are served a second, because a small
+            network does not occupy several cores.
         max_body: largest size of a request body, for example "32MiB".
         max_pixels: largest number of pixels of one image.
         max_images: largest number of images per request.
@@ -118,6 +121,7 @@ class ServerSettings:
     precision: str | None = None
     threads: int | None = None
     devices: tuple[str, ...] = ()
+    workers: int = 1
     max_body: str = "32MiB"
     max_pixels: int = 2048 * 2048
     max_images: int = 10
@@ -140,6 +144,12 @@ class ServerSettings:
                 check_choice("tier", other, self.tiers)
         if len(set(self.devices)) < len(self.devices):
             raise InvalidRequest(f"devices {', '.join(self.devices)} name a device twice", allowed="each device once")
+        check_integer("workers", self.workers, 1, 64)
+        if self.devices and self.workers > 1:
+            raise InvalidRequest(
+                f"workers is {self.workers}, and devices {', '.join(self.devices)} have one worker each",
+                allowed="workers 1 with devices, or no devices",
+            )
         check_choice("policy", self.policy, POLICIES)
         check_integer("max_queue", self.max_queue, 1, 100_000)
         check_integer("max_pixels", self.max_pixels, 1, 8192 * 8192)
