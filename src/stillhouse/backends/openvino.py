@@ -65,8 +65,9 @@ def open_graph(graph: Path, signature: Signature, options: RunnerOptions) -> Gra
 
     Settings:
         dynamic_quantization: 1 rounds the inputs of layers whose weights are stored as integers to int8 at run time, in
-            groups of 32 with a scale for each. OpenVINO would do so by default, also where f32 is requested; a layer
-            then keeps about 45 dB, against 130 dB without. The result of a row does not depend on the other rows.
+            groups of 32 with a scale for each; without VNNI it has no effect. OpenVINO would do so by default, also
+            where f32 is requested; a layer then keeps about 45 dB, against 130 dB without. The result of a row does not
+            depend on the other rows.
         axes: fixed opens a network of static shapes or several streams once for each size of pictures; open once for
             all sizes, which costs some speed; default once for the pipeline's default size and once for all others.
             Only pipelines read it, see `runners.opening_shapes`.
@@ -374,7 +375,8 @@ def _layer_precisions(core: Any, compiled: Any, model: Any, config: Mapping[str,
     the end of the kernel's name, which is the type of the kernel's first input. OpenVINO's field "runtimePrecision" is
     only a fallback: for a layer whose weights are stored as integers, the field has the type of the weights, even where
     the layer expands the weights and multiplies in f32. The name of such a layer's kernel is the same where the layer
-    rounds its inputs to int8 at run time, which it does where the compiled network has a group size above 0.
+    rounds its inputs to int8 at run time, which it does where the compiled network has a group size above 0 and the
+    processor has VNNI.
 
     Args:
         core: OpenVINO's Core.
@@ -382,7 +384,8 @@ def _layer_precisions(core: Any, compiled: Any, model: Any, config: Mapping[str,
         model: the network before compilation.
         config: configuration with which the network was compiled.
     """
-    is_quantised = int(compiled.get_property(_GROUP_SIZE)) > 0
+    # Without VNNI, OpenVINO does not round inputs, whatever the group size says.
+    is_quantised = int(compiled.get_property(_GROUP_SIZE)) > 0 and has_vnni()
     products = {node.get_friendly_name() for node in model.get_ops() if node.get_type_name() == "MatMul"}
     counts: Counter[str] = Counter()
     for node in compiled.get_runtime_model().get_ops():

@@ -72,7 +72,8 @@ def test_on_a_processor_an_op_is_its_reference() -> None:
     pairs = [
         (silu.silu(x), silu.reference(x)),
         (cast.cast(x, torch.float16), cast.reference(x, torch.float16)),
-        (geglu.geglu(x, True), geglu.reference(x, True)),
+        # Its result is contiguous. AVX2's code for GELU rounds the ends of a row otherwise than its middle.
+        (geglu.geglu(x, True), geglu.reference(x.contiguous(), True)),
         (layer_norm.layer_norm(row, weight, bias, 1e-5), layer_norm.reference(row, weight, bias, 1e-5)),
         (group_norm.group_norm(x, weight, bias, 2, 1e-5, True), group_norm.reference(x, weight, bias, 2, 1e-5, True)),
     ]
