@@ -22,16 +22,18 @@ from stillhouse.serve.logs import extra_fields
 from stillhouse.serve.request_handle import GenerationRequest, RequestHandle
 from stillhouse.serve.settings import ServerSettings, TierSettings
 from stillhouse.serve.worker.messages import (
+    Begun,
     Cancel,
     Command,
     Event,
+    Opening,
     Ready,
     StepReport,
     StepStats,
     Submit,
     WorkerConfig,
 )
-from stillhouse.serve.worker_handle import MAX_ATTEMPTS
+from stillhouse.serve.worker_handle import MAX_ATTEMPTS, START_SECONDS, STEP_TOLERANCE
 
 GROUP = BatchKey("shapes", 64, 64)
 CURVE = LatencyCurve({1: 1.0, 2: 1.0})
@@ -118,6 +120,7 @@ class DispatcherMachine(RuleBasedStateMachine):
         self.loop = self.runner.get_loop()
         self.dispatcher, self.worker, self.time = make_dispatcher_with_worker()
         self.handles: list[RequestHandle] = []
+        self.begun: dict[str, int] = {}
         self.is_ready = True
 
     @rule(tier=st.sampled_from(("free", "pro")), key=st.sampled_from("ab"))
@@ -150,6 +153,10 @@ class DispatcherMachine(RuleBasedStateMachine):
                 self.worker.on_event(RequestOutput(name, "finished", b"picture"))
                 self.forget(name)
             else:
+                if not handle.is_begun:
+                    self.begun[name] = self.begun.get(name, 0) + 1
+                    assert self.worker.submitted[name].is_alone == (self.begun[name] > 1)
+                    self.worker.on_event(Begun(name))
                 self.time.now += 1.0
                 self.worker.on_event(StepReport([StepStats([name], GROUP, 1, 1.0, 1.0)]))
             return
@@ -184,7 +191,8 @@ class DispatcherMachine(RuleBasedStateMachine):
     def who_died_too_often_is_told(self) -> None:
         for handle in self.handles:
             if handle.output and handle.output.finish_reason == "failed":
-                assert handle.output.error_type == "WorkerDied" and handle.attempts == MAX_ATTEMPTS
+                assert handle.output.error_type == "WorkerDied"
+                assert handle.attempts == self.begun[handle.id] == MAX_ATTEMPTS
 
     def teardown(self) -> None:
         if not hasattr(self, "dispatcher"):
@@ -383,18 +391,76 @@ def test_requests_are_rejected_before_ready_and_while_draining() -> None:
     assert refused.value.reason == "draining"
 
 
-def test_request_restarts_once_with_the_same_seed_after_a_worker_death(
+def test_a_request_that_was_begun_is_repeated_alone_with_the_same_seed_until_its_attempts_are_over(
     dispatcher: tuple[Dispatcher, FakeWorker, FakeClock],
 ) -> None:
     handle = dispatcher[0].submit(make_request(seed=7))
     worker = dispatcher[1]
-    worker.on_event(StepReport([StepStats([handle.id], GROUP, 2, 1.0, 1.0)]))
-    assert handle.job.index == 1
-    worker.die()
-    worker.report_ready()
-    assert handle.job.index == 0 and worker.submitted[handle.id].resolved.request.seed == 7
-    worker.die()
+    for attempt in range(MAX_ATTEMPTS):
+        assert handle.job.index == 0 and handle.output is None
+        assert worker.submitted[handle.id].resolved.request.seed == 7
+        assert worker.submitted[handle.id].is_alone == (attempt > 0)
+        worker.on_event(Begun(handle.id))
+        worker.on_event(StepReport([StepStats([handle.id], GROUP, 2, 1.0, 1.0)]))
+        assert handle.job.index == 1
+        worker.die()
+        worker.report_ready()
     assert handle.output and handle.output.error_type == "WorkerDied"
+    assert handle.output.error == f"the worker died {MAX_ATTEMPTS} times while this image was generated"
+
+
+def test_a_request_that_was_only_handed_over_survives_any_number_of_deaths(
+    dispatcher: tuple[Dispatcher, FakeWorker, FakeClock],
+) -> None:
+    handle = dispatcher[0].submit(make_request())
+    for _ in range(2 * MAX_ATTEMPTS):
+        dispatcher[1].die()
+        dispatcher[1].report_ready()
+    assert handle.output is None and not dispatcher[1].submitted[handle.id].is_alone
+
+
+def test_a_worker_that_is_silent_while_it_opens_is_restarted() -> None:
+    time = FakeClock()
+    dispatcher = make_dispatcher(ServerSettings(TIERS), clock=time, make_supervisor=FakeWorker)
+    handle = dispatcher.add_worker()
+    worker = handle.supervisor
+    assert isinstance(worker, FakeWorker)
+    time.now += START_SECONDS - 1
+    handle.check_health(5.0, 60.0)
+    assert worker.starts == 1, "it may import its libraries first"
+    time.now += 2
+    handle.check_health(5.0, 60.0)
+    assert worker.starts == 2
+    for _ in range(15):
+        time.now += 4.0
+        worker.on_event(Opening())
+        handle.check_health(5.0, 60.0)
+    assert worker.starts == 2
+    time.now += 1.0
+    handle.check_health(5.0, 60.0)
+    assert worker.starts == 3, "it was alive, and not ready in time"
+    worker.on_event(Opening())
+    time.now += 6.0
+    handle.check_health(5.0, 60.0)
+    assert worker.starts == 4
+    worker.report_ready()
+    time.now += 1000.0
+    handle.check_health(5.0, 60.0)
+    assert worker.starts == 4 and dispatcher.is_ready, "an idle worker sends nothing"
+
+
+def test_a_step_that_is_predicted_to_be_long_is_no_stall(
+    dispatcher: tuple[Dispatcher, FakeWorker, FakeClock],
+) -> None:
+    dispatcher_, worker, time = dispatcher
+    dispatcher_.submit(make_request(width=512, height=512))
+    seconds = 512 * 512 / (64 * 64)
+    time.now += STEP_TOLERANCE * seconds - 1
+    dispatcher_.workers[0].check_health(5.0)
+    assert worker.starts == 1
+    time.now += 2
+    dispatcher_.workers[0].check_health(5.0)
+    assert worker.starts == 2
 
 
 def test_deadlines_are_sent_as_seconds_left(dispatcher: tuple[Dispatcher, FakeWorker, FakeClock]) -> None:

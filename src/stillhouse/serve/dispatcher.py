@@ -60,6 +60,7 @@ class Dispatcher:
         on_broken: called with the error message when a worker cannot load a pipeline.
         make_supervisor: makes the supervisor of a worker process from the worker's configuration, a callback for its
             events and a callback for its deaths.
+        on_begun: called with every request whose image a worker begins.
         trace_request: called with every request that has ended, its result, and the time of its end in seconds since
             the epoch.
         is_draining: whether new requests are rejected because the server shuts down.
@@ -77,6 +78,7 @@ class Dispatcher:
     make_supervisor: Callable[[WorkerConfig, Callable[[Event], None], Callable[[], None]], WorkerSupervisor] = (
         ProcessSupervisor
     )
+    on_begun: Callable[[RequestHandle], None] = lambda handle: None
     trace_request: Callable[[RequestHandle, RequestOutput, float], None] = lambda handle, output, now: None
     is_draining: bool = False
     workers: list[WorkerHandle] = field(default_factory=list)
@@ -224,7 +226,13 @@ class Dispatcher:
         """
         config = msgspec.structs.replace(self.worker_config, device=device)
         worker = WorkerHandle(
-            config, self.clock, self.metrics, self._handle_finished, self.on_broken, self.make_supervisor
+            config,
+            self.clock,
+            self.metrics,
+            self._handle_finished,
+            self.on_broken,
+            self.make_supervisor,
+            on_begun=lambda handle: self.on_begun(handle),
         )
         self.workers.append(worker)
         worker.open()
@@ -232,10 +240,11 @@ class Dispatcher:
 
     async def _monitor_workers(self) -> None:
         stall_timeout = parse_duration(self.settings.stall_timeout)
+        open_timeout = parse_duration(self.settings.open_timeout)
         while True:
             await asyncio.sleep(min(1.0, stall_timeout / 4))
             for worker in self.workers:
-                worker.check_health(stall_timeout)
+                worker.check_health(stall_timeout, open_timeout)
 
     def _handle_finished(self, handle: RequestHandle, output: RequestOutput) -> None:
         tier = handle.job.tier.name
@@ -304,7 +313,7 @@ class Dispatcher:
         if effective_tier != tier:
             self.metrics.degraded.labels(tier, effective_tier).inc()
         self.metrics.pixel_steps.labels(tier).inc(_pixel_steps(job))
-        handle = RequestHandle(request, job, effective_tier, self.wall_clock())
+        handle = RequestHandle(request, job, effective_tier, self.wall_clock(), request.attempts)
         worker.submit(handle)
         return handle
 

@@ -20,6 +20,7 @@ from stillhouse.serve.request_handle import GenerationRequest, RequestHandle
 from stillhouse.serve.settings import TierSettings
 from stillhouse.serve.store.api_keys import list_keys, make_client
 from stillhouse.serve.store.job_store import JobRecord, JobState, JobStore
+from stillhouse.serve.worker_handle import MAX_ATTEMPTS
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ DISK_RETRY_SECONDS = 60.0
 """Seconds that clients are told to wait (Retry-After) when the store cannot be written, for example on a full disk."""
 CLEANUP_SECONDS = 60.0
 """Interval in seconds at which old jobs are deleted."""
+_BACK_IN_LINE = ("ServerShutdown", "WorkerUnavailable")
+"""Types of errors after which a job stays queued."""
 _STATES: Mapping[FinishReason, JobState] = {
     "finished": "completed",
     "failed": "failed",
@@ -63,6 +66,10 @@ class JobQueue:
     _wakeup: asyncio.Event = field(default_factory=asyncio.Event)
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _begun: dict[str, RequestHandle] = field(default_factory=dict)
+    """Requests of jobs that a worker has begun and whose end is not stored, by job id."""
+    _uncounted: list[str] = field(default_factory=list)
+    """Ids of jobs that were begun since attempts were last stored."""
     _cancelled: set[str] = field(default_factory=set)
     """Ids of jobs that were cancelled since the store was last asked for queued jobs. The list of queued jobs may still
     contain them, so these jobs are skipped when the list is dispatched."""
@@ -113,14 +120,22 @@ class JobQueue:
 
     def open(self) -> None:
         """Start the tasks that dispatch queued jobs and delete old ones."""
+        self.dispatcher.on_begun = self._count_attempt
         for coroutine in (self._feed(), self._delete_old()):
             self._start_task(coroutine)
 
     async def close(self) -> None:
-        """Stop dispatching and end the store's thread. Unfinished jobs stay queued for the server's next start."""
+        """Stop dispatching and end the store's thread. Unfinished jobs stay queued for the server's next start.
+
+        Attempts that this end interrupts do not count.
+        """
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        interrupted = [job_id for job_id, handle in self._begun.items() if handle.is_begun]
+        with log_store_errors("cannot store attempts"):
+            await self._store_attempts()
+            await self.run_in_store(self.store.count_attempts, interrupted, -1)
         self._thread.shutdown()
 
     async def _feed(self) -> None:
@@ -142,13 +157,24 @@ class JobQueue:
             await self._dispatch(record)
 
     async def _dispatch(self, record: JobRecord) -> None:
+        if record.attempts >= MAX_ATTEMPTS:
+            error = f"the server or its worker ended {record.attempts} times while this image was generated"
+            await self.run_in_store(self.store.finish, record.id, "failed", b"", error)
+            await self._notify()
+            return
         try:
             image_request = await self.run_in_store(self.store.load_request, record)
             client = await self.run_in_store(
                 resolve_job_client, self.store.connection, record, self.dispatcher.settings.tiers
             )
             request = GenerationRequest(
-                image_request, client, record.tier, record.format, is_background=True, id=record.id
+                image_request,
+                client,
+                record.tier,
+                record.format,
+                attempts=record.attempts,
+                is_background=True,
+                id=record.id,
             )
             if record.id in self._cancelled:
                 return
@@ -165,9 +191,10 @@ class JobQueue:
     async def _store_result(self, handle: RequestHandle) -> None:
         output = await handle.result()
         state = _STATES[output.finish_reason]
-        # A job that the server's shutdown interrupted runs again after the next start of the server, so its result is
-        # not stored: `is_stored` is true at once, and the loop below is skipped.
-        is_stored = output.error_type == "ServerShutdown"
+        # A job that the server's shutdown interrupted runs again after the next start of the server, and one whose
+        # worker is gone when there is a worker again. Its result is not stored: `is_stored` is true at once, and the
+        # loop below is skipped.
+        is_stored = output.error_type in _BACK_IN_LINE
         while not is_stored:
             # An error of the store is logged, and the loop tries again. Until then the handle stays in `handles`, so
             # that the job is not dispatched twice.
@@ -178,8 +205,23 @@ class JobQueue:
                 is_stored = True
             if not is_stored:
                 await asyncio.sleep(RETRY_SECONDS)
+        if output.error_type != "ServerShutdown":
+            self._begun.pop(handle.id, None)
         del self.handles[handle.id]
         await self._notify()
+
+    def _count_attempt(self, handle: RequestHandle) -> None:
+        """Store that a worker has begun the image of a job."""
+        if handle.generation_request.is_background:
+            self._begun[handle.id] = handle
+            self._uncounted.append(handle.id)
+            if len(self._uncounted) == 1:
+                self._start_task(self._store_attempts())
+
+    async def _store_attempts(self) -> None:
+        job_ids, self._uncounted = self._uncounted, []
+        with log_store_errors("cannot store attempts"):
+            await self.run_in_store(self.store.count_attempts, job_ids)
 
     async def _notify(self) -> None:
         self._wakeup.set()

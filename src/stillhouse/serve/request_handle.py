@@ -23,6 +23,7 @@ class GenerationRequest:
         format: image format of the result.
         previews: number of preview images to send while the image is denoised.
         queue_timeout: seconds after which a request that has not started expires; None never expires.
+        attempts: number of times that the image was begun before, see `RequestHandle`.
         is_background: whether the request is a stored job of the job queue. Background requests are accepted however
             late they would finish, and do not count in goodput (share of images that meet their latency target).
         id: request id; None generates one.
@@ -35,6 +36,7 @@ class GenerationRequest:
     format: Format = "png"
     previews: int = 0
     queue_timeout: float | None = None
+    attempts: int = 0
     is_background: bool = False
     id: str | None = None
     traceparent: str | None = None
@@ -66,7 +68,8 @@ class RequestHandle:
         effective_tier: name of the tier whose pipeline and defaults are used: the requested tier, or the tier that
             replaced it because the requested tier could not finish in time.
         created: time of acceptance, seconds since the epoch.
-        attempts: number of times that the request was sent to a worker.
+        attempts: number of times that a worker began the image, in earlier runs of the server, too.
+        is_begun: whether a worker that lives has begun it.
         is_cancelled: whether cancellation was requested.
         preview_count: number of published previews.
         output: final result; None while the request is unfinished.
@@ -78,6 +81,7 @@ class RequestHandle:
     effective_tier: str
     created: float
     attempts: int = 0
+    is_begun: bool = False
     is_cancelled: bool = False
     preview_count: int = 0
     output: RequestOutput | None = None

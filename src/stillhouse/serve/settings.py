@@ -102,7 +102,10 @@ class ServerSettings:
         on_disconnect: what happens to unfinished images of a client that disconnects: "cancel" cancels them, "finish"
             completes them and stores them as jobs.
         drain_timeout: time that accepted requests get to finish after SIGTERM, for example "30s".
-        stall_timeout: time without messages after which a busy worker is restarted, for example "120s".
+        stall_timeout: time without messages after which a busy worker is restarted, for example "120s"; longer where
+            one step of an image is predicted to take more than a quarter of it.
+        open_timeout: time in which a worker must have opened and measured its pipelines, for example "30m"; it is
+            restarted then, as one that sends no message while it opens for `stall_timeout`.
         keep: time for which finished jobs and their images are kept, for example "24h".
         keep_bytes: largest total size of kept images, for example "1GiB". The oldest jobs are deleted first.
         tracing: whether OpenTelemetry spans of requests are exported.
@@ -128,6 +131,7 @@ class ServerSettings:
     on_disconnect: Literal["cancel", "finish"] = "cancel"
     drain_timeout: str = "30s"
     stall_timeout: str = "120s"
+    open_timeout: str = "30m"
     keep: str = "24h"
     keep_bytes: str = "1GiB"
     tracing: bool = False
@@ -158,7 +162,7 @@ class ServerSettings:
             check_integer("port", port, 0, 65535)
         for size in (self.memory, self.max_body, self.keep_bytes):
             parse_size(size)
-        for time in (self.drain_timeout, self.stall_timeout, self.keep):
+        for time in (self.drain_timeout, self.stall_timeout, self.open_timeout, self.keep):
             parse_duration(time)
 
     @property

@@ -17,6 +17,7 @@ from stillhouse.serve.engine.request_pool import RequestPool
 from stillhouse.serve.metrics import Metrics
 from stillhouse.serve.request_handle import RequestHandle
 from stillhouse.serve.worker.messages import (
+    Begun,
     Cancel,
     Event,
     Ready,
@@ -24,14 +25,19 @@ from stillhouse.serve.worker.messages import (
     StepStats,
     Submit,
     WorkerConfig,
+    WorkerFailed,
 )
 from stillhouse.serve.worker.supervisor import ProcessSupervisor, WorkerSupervisor
 
 log = logging.getLogger(__name__)
 
-MAX_ATTEMPTS = 2
-"""Largest number of times that a request is sent to a worker. A request is not repeated without end, because it may
-itself have killed the worker."""
+MAX_ATTEMPTS = 3
+"""Largest number of times that an image is begun. It is not repeated without end, because it may itself have ended the
+worker. From the second time on no other image is in progress meanwhile, so that none is blamed for another one."""
+START_SECONDS = 10.0
+"""Least time in seconds that a worker gets for its first message: it imports its libraries before."""
+STEP_TOLERANCE = 4.0
+"""Multiple of the predicted seconds of a step after which a worker counts as stalled, where stall_timeout is less."""
 MAX_SHAPE_LABELS = 64
 """Number of image sizes that metrics distinguish; further sizes are counted together as "other"."""
 DEFAULT_STARTUP_SECONDS = 10.0
@@ -49,6 +55,7 @@ class WorkerHandle:
         on_finished: called with the handle and the output of every request that has ended.
         on_broken: called with the error message when the worker cannot open a pipeline.
         make_supervisor: makes the supervisor of the worker from its config, a callback for events and one for deaths.
+        on_begun: called with the handle of every request whose image the worker begins.
         pool: the jobs of requests that still need denoising steps.
         cost_model: latency model of the worker; None before it was ready for the first time.
         handles: unfinished requests by id, including those whose image is being decoded.
@@ -56,6 +63,7 @@ class WorkerHandle:
         last_seen: time of the worker's last event.
         started: time of the worker's last start.
         startup_seconds: seconds from the last start until the worker was ready.
+        is_heard: whether the worker has sent an event since its last start.
         unavailable_since: time of the first start, or of the death that last ended the worker's readiness.
     """
 
@@ -67,6 +75,7 @@ class WorkerHandle:
     make_supervisor: Callable[[WorkerConfig, Callable[[Event], None], Callable[[], None]], WorkerSupervisor] = (
         ProcessSupervisor
     )
+    on_begun: Callable[[RequestHandle], None] = lambda handle: None
     pool: RequestPool = field(default_factory=RequestPool)
     cost_model: CostModel | None = None
     handles: dict[str, RequestHandle] = field(default_factory=dict)
@@ -75,6 +84,7 @@ class WorkerHandle:
     started: float = 0.0
     startup_seconds: float = DEFAULT_STARTUP_SECONDS
     unavailable_since: float = 0.0
+    is_heard: bool = False
     supervisor: WorkerSupervisor = field(init=False)
     _shapes: set[str] = field(default_factory=set)
 
@@ -143,20 +153,42 @@ class WorkerHandle:
         handle.publish(output)
         self.on_finished(handle, output)
 
-    def check_health(self, stall_timeout: float) -> None:
-        """Kill the worker if it has requests but sends no events. Fail its requests if it does not become ready again.
+    def check_health(self, stall_timeout: float, open_timeout: float = float("inf")) -> None:
+        """Kill the worker if it sends no events while it opens or has requests. End its requests if it is not back.
+
+        Stored jobs end with the error type `WorkerUnavailable`, which puts them back in line.
 
         Args:
             stall_timeout: seconds without an event after which the worker is killed, and seconds without being ready
-                after which its requests fail.
+                after which its requests end.
+            open_timeout: seconds from the start until the worker must be ready.
         """
-        if self.is_ready and self.handles and self.clock() - self.last_seen > stall_timeout:
-            log.error("worker stalled", extra={"seconds": stall_timeout})
+        silent, allowed = self.clock() - self.last_seen, self._allowed_silence(stall_timeout)
+        if self.is_ready and self.handles and silent > allowed:
+            log.error("worker stalled", extra={"seconds": allowed})
+            self.supervisor.kill()
+        elif not self.is_ready and (silent > allowed or self.clock() - self.started > open_timeout):
+            log.error("worker stalled while it was opening", extra={"seconds": round(self.clock() - self.started, 1)})
+            self.last_seen = self.started = self.clock()
             self.supervisor.kill()
         if not self.is_ready and self.clock() - self.unavailable_since > stall_timeout:
             for handle in list(self.handles.values()):
                 error = f"the worker died and was not back after {stall_timeout:g} s"
-                self.finish(handle, RequestOutput(handle.id, "failed", error=error, error_type="WorkerDied"))
+                kind = "WorkerUnavailable" if handle.generation_request.is_background else "WorkerDied"
+                self.finish(handle, RequestOutput(handle.id, "failed", error=error, error_type=kind))
+
+    def _allowed_silence(self, stall_timeout: float) -> float:
+        """Return the seconds without an event after which the worker counts as stalled."""
+        if not self.is_heard:
+            return max(stall_timeout, START_SECONDS)
+        if self.cost_model is None or not self.is_ready:
+            return stall_timeout
+        cost = self.cost_model
+        steps = [
+            cost.step_seconds(job.batch_key, max(job.rows, cost.saturation_rows(job.batch_key)))
+            for job in self.pool.jobs.values()
+        ]
+        return max(stall_timeout, STEP_TOLERANCE * max(steps, default=0.0))
 
     def _send(self, handle: RequestHandle, arrived: float) -> None:
         job, request = handle.job, handle.generation_request
@@ -164,7 +196,7 @@ class WorkerHandle:
         self.cost_model = self.cost_model.with_batch_key(job.batch_key)
         self.pool.add(job, arrived, self.cost_model)
         self.handles[job.id] = handle
-        handle.attempts += 1
+        handle.is_begun = False
         self.supervisor.send(
             Submit(
                 job.id,
@@ -176,36 +208,47 @@ class WorkerHandle:
                 None if job.expires == float("inf") else job.expires - self.clock(),
                 request.format,
                 request.previews,
+                is_alone=handle.attempts > 0,
             )
         )
 
     def _handle_event(self, event: Event) -> None:
-        self.last_seen = self.clock()
+        self.last_seen, self.is_heard = self.clock(), True
         if isinstance(event, StepReport):
             for stats in event.steps:
                 self._handle_step(stats)
         elif isinstance(event, RequestOutput):
             if handle := self.handles.get(event.id):
                 self.finish(handle, event)
+        elif isinstance(event, Begun):
+            self._handle_begun(event)
         elif isinstance(event, PreviewImage):
             self._handle_preview(event)
         elif isinstance(event, Ready):
             self._handle_ready(event)
-        else:
+        elif isinstance(event, WorkerFailed):
             self.on_broken(event.error)
+
+    def _handle_begun(self, event: Begun) -> None:
+        if handle := self.handles.get(event.id):
+            handle.attempts += 1
+            handle.is_begun = True
+            self.on_begun(handle)
 
     def _handle_death(self) -> None:
         self.metrics.deaths.inc()
-        self.started = self.clock()
+        self.started = self.last_seen = self.clock()
+        self.is_heard = False
         if self.is_ready:
             self.unavailable_since = self.started
         self.is_ready = False
         for handle in list(self.handles.values()):
             if handle.is_cancelled:
                 self.finish(handle, RequestOutput(handle.id, "cancelled"))
-            elif handle.attempts >= MAX_ATTEMPTS:
-                error = f"the worker died {handle.attempts} times while running this request"
+            elif handle.is_begun and handle.attempts >= MAX_ATTEMPTS:
+                error = f"the worker died {handle.attempts} times while this image was generated"
                 self.finish(handle, RequestOutput(handle.id, "failed", error=error, error_type="WorkerDied"))
+            handle.is_begun = False
 
     def _handle_ready(self, event: Ready) -> None:
         """Mark the worker as ready and send it all unfinished requests, each to be run from its first step.

@@ -180,6 +180,37 @@ def test_expired_job_never_starts_and_started_job_never_expires() -> None:
     assert engine.step().finished == (begun,)
 
 
+def test_a_job_that_must_run_alone_waits_for_those_in_progress_and_holds_back_all_others() -> None:
+    begun: list[str] = []
+    engine = engine_of(FaultyExecutor(GAINING))
+    engine.on_begin = lambda begins: begun.append(begins.id)
+    suspects = [job(name) for name in ("suspect", "another")]
+    for suspect in suspects:
+        suspect.is_alone = True
+    engine.submit(job("first"))
+    engine.step()
+    for waiting in (job("second"), *suspects, job("third")):
+        engine.submit(waiting)
+    batches = [[moved.id for moved in engine.step().jobs] for _ in range(7)]
+    assert batches == [
+        ["first"],
+        *[["suspect"]] * 2,
+        *[["another"]] * 2,
+        *[["second", "third"]] * 2,
+    ]
+    assert begun == ["first", "suspect", "another", "second", "third"]
+
+
+def test_a_job_is_told_of_before_anything_is_computed_for_it() -> None:
+    device = FaultyExecutor(SERIAL)
+    engine = engine_of(device)
+    seen: list[tuple[str, list[str]]] = []
+    engine.on_begin = lambda begins: seen.append((begins.id, list(device.begun)))
+    engine.submit(job("one"))
+    engine.step()
+    assert seen == [("one", [])] and device.begun == ["one"]
+
+
 def test_step_without_jobs_does_nothing() -> None:
     assert engine_of(FaultyExecutor(FLAT)).step() == StepOutput()
 

@@ -1,11 +1,13 @@
 """API keys: shown once, stored as hashes, useless when revoked; usage is restored."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from sqlite3 import Connection
 
 import pytest
 
+from stillhouse.core import ImageRequest
 from stillhouse.errors import InvalidRequest, NotAllowed
 from stillhouse.serve.client import make_anonymous_client
 from stillhouse.serve.settings import TierSettings
@@ -18,7 +20,8 @@ from stillhouse.serve.store.api_keys import (
     revoke_key,
     write_usage,
 )
-from stillhouse.serve.store.database import FILE, connect
+from stillhouse.serve.store.database import FILE, VERSION, connect
+from stillhouse.serve.store.job_store import JobStore
 
 TIERS = {"free": TierSettings("shapes", rate=10.0), "pro": TierSettings("shapes", also=("free",))}
 
@@ -82,8 +85,22 @@ def test_database_of_another_version_is_refused(tmp_path: Path) -> None:
     connection = connect(tmp_path)
     connection.execute("pragma user_version = 99")
     connection.close()
-    with pytest.raises(InvalidRequest, match="schema version 99; allowed: schema version 2"):
+    with pytest.raises(InvalidRequest, match="schema version 99; allowed: schema version 3"):
         connect(tmp_path)
+
+
+def test_a_database_of_an_earlier_version_is_upgraded(tmp_path: Path) -> None:
+    connection = connect(tmp_path)
+    store = JobStore(connection, tmp_path)
+    store.add("old", "key", "free", ImageRequest("a red circle"), "png")
+    connection.execute("alter table jobs drop column attempts")
+    connection.execute("pragma user_version = 2")
+    connection.close()
+    for _ in range(2):
+        with closing(connect(tmp_path)) as upgraded:
+            record = JobStore(upgraded, tmp_path).get("old")
+            assert record and (record.state, record.attempts) == ("queued", 0)
+            assert upgraded.execute("pragma user_version").fetchone()[0] == VERSION
 
 
 def test_directory_is_created_for_its_owner_alone(tmp_path: Path) -> None:

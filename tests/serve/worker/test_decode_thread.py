@@ -150,3 +150,22 @@ def test_thread_waits_for_work(pipeline: Pipeline) -> None:
     decoder.submit(make_job("one", advance_trajectory(pipeline)), pipeline)
     assert there.wait(30)
     decoder.close()
+
+
+def test_waiting_until_idle_lasts_until_all_images_are_decoded(pipeline: Pipeline) -> None:
+    results: list[RequestOutput | PreviewImage] = []
+    is_released = Event()
+
+    def take(result: RequestOutput | PreviewImage) -> None:
+        assert is_released.wait(60.0)
+        results.append(result)
+
+    decoder = DecodeThread(take)
+    decoder.wait_until_idle()
+    for name in ("one", "two"):
+        decoder.submit(make_job(name, advance_trajectory(pipeline)), pipeline)
+    decoder.start()
+    is_released.set()
+    decoder.wait_until_idle()
+    assert [result.id for result in results] == ["one", "two"]
+    decoder.close()

@@ -51,6 +51,7 @@ class Engine:
         cost_model: latency model; updated after each step.
         clock: returns the time in seconds; time.monotonic in a server, a virtual clock in simulations.
         pool: unfinished jobs.
+        on_begin: called with each job before anything is computed for it.
     """
 
     executor: Executor
@@ -58,6 +59,7 @@ class Engine:
     cost_model: CostModel
     clock: Callable[[], float]
     pool: RequestPool = field(default_factory=RequestPool)
+    on_begin: Callable[[Job], None] = lambda job: None
 
     @property
     def jobs(self) -> Mapping[str, Job]:
@@ -86,7 +88,7 @@ class Engine:
         began = self.clock()
         expired = [job for job in self.jobs.values() if not job.index and job.expires <= began]
         outputs = [self._expire(job) for job in expired]
-        batch = select_batch(self.policy, list(self.jobs.values()), began, self.cost_model)
+        batch = select_batch(self.policy, self._runnable_jobs(), began, self.cost_model)
         advanced = [job for job in batch if self._start(job, outputs)]
         if not self._advance(advanced, outputs):
             advanced = [job for job in advanced if self._advance([job], outputs, is_single=True)]
@@ -97,6 +99,16 @@ class Engine:
             job.record_batch(len(advanced), began, ended)
         return StepOutput(tuple(advanced), ended - began, tuple(finished), tuple(outputs))
 
+    def _runnable_jobs(self) -> Sequence[Job]:
+        """Return the jobs of which the next batch is selected, in order of arrival.
+
+        These are all unfinished jobs, unless one of them must run alone: then those that are in progress, and after
+        them that one.
+        """
+        jobs = list(self.jobs.values())
+        alone = [job for job in jobs if job.is_alone]
+        return ([job for job in jobs if job.index] or alone[:1]) if alone else jobs
+
     def _start(self, job: Job, outputs: list[RequestOutput]) -> bool:
         """Start a job if it has not started yet, and return whether it can be advanced.
 
@@ -104,6 +116,7 @@ class Engine:
         """
         try:
             if job.index == 0:
+                self.on_begin(job)
                 self.executor.begin(job)
         except Exception as error:
             outputs.append(self._fail(job, error))

@@ -99,6 +99,7 @@ class Job:
         format: file format of the image.
         preview_steps: numbers of completed evaluations after which a preview is decoded.
         is_prompt_truncated: whether a tokenizer truncates the prompt or the negative prompt.
+        is_alone: whether no other job may be in progress meanwhile, because a worker died while this one was.
         started: time on the engine's clock at which the step of the first evaluation began.
         last_step: time on the engine's clock at which the last evaluation ended.
         batch_peers: number of other jobs in the job's batches, summed over all evaluations.
@@ -120,6 +121,7 @@ class Job:
     format: Format = "png"
     preview_steps: frozenset[int] = frozenset()
     is_prompt_truncated: bool = False
+    is_alone: bool = False
     started: float = 0.0
     last_step: float = 0.0
     batch_peers: int = 0

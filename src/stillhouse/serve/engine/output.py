@@ -25,8 +25,8 @@ class RequestOutput(msgspec.Struct, frozen=True, tag=True):
         id: request id.
         finish_reason: why the request ended.
         content: image file of a finished request.
-        error, error_type: message and class name of the error of a failed request; `WorkerDied` and `ServerShutdown`
-            are errors of the server.
+        error, error_type: message and class name of the error of a failed request; `WorkerDied`,
+            `WorkerUnavailable` and `ServerShutdown` are errors of the server.
         traceback_summary: where in the worker the error was raised, for the log.
         queue_seconds: seconds from arrival to the first evaluation.
         denoise_seconds: seconds from the first evaluation to the end of the last one.

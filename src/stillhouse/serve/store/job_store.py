@@ -41,6 +41,7 @@ class JobRecord:
         result: JSON fields that describe how the image was generated, see `job_queue.result_fields`; empty for a job
             that is queued or was not run.
         bytes: size of the image file; 0 without an image.
+        attempts: number of times that a worker began the image and did not end it.
     """
 
     id: str
@@ -54,6 +55,7 @@ class JobRecord:
     error: str = ""
     result: Mapping[str, Any] = field(default_factory=dict)
     bytes: int = 0
+    attempts: int = 0
 
 
 @dataclass(slots=True)
@@ -128,6 +130,14 @@ class JobStore:
             ).rowcount
         self._delete_inputs(job_id)
         return bool(changed)
+
+    def count_attempts(self, job_ids: Sequence[str], change: int = 1) -> None:
+        """Add `change` to the number of attempts of queued jobs."""
+        with transaction(self.connection):
+            self.connection.executemany(
+                "update jobs set attempts = max(0, attempts + ?) where id = ? and state = 'queued'",
+                [(change, job_id) for job_id in job_ids],
+            )
 
     def get(self, job_id: str) -> JobRecord | None:
         """Return the job with this id, or None if there is none."""

@@ -38,6 +38,7 @@ class DecodeThread:
     _previews: OrderedDict[str, Callable[[], PreviewImage]] = field(default_factory=OrderedDict)
     _work: Condition = field(default_factory=Condition)
     _is_open: bool = True
+    _is_decoding: bool = False
     _thread: Thread | None = None
 
     def start(self) -> None:
@@ -50,7 +51,7 @@ class DecodeThread:
         with self._work:
             self._previews.pop(job.id, None)
             self._images.append(partial(_decode_final, job, pipeline, self.clock))
-            self._work.notify()
+            self._work.notify_all()
 
     def submit_preview(self, job: Job, pipeline: Pipeline) -> None:
         """Queue a job's current estimate of the clean latents, to be decoded to a preview.
@@ -64,18 +65,23 @@ class DecodeThread:
         with self._work:
             self._previews.pop(job.id, None)
             self._previews[job.id] = partial(_decode_preview, job.id, trajectory.index, pipeline, latents)
-            self._work.notify()
+            self._work.notify_all()
 
     def drop_preview(self, job_id: str) -> None:
         """Remove a job's preview from the queue, if one is still queued."""
         with self._work:
             self._previews.pop(job_id, None)
 
+    def wait_until_idle(self) -> None:
+        """Wait until every queued image and preview is decoded."""
+        with self._work:
+            self._work.wait_for(lambda: not (self._images or self._previews or self._is_decoding))
+
     def close(self) -> None:
         """Wait until every queued image and preview is decoded, and stop the thread."""
         with self._work:
             self._is_open = False
-            self._work.notify()
+            self._work.notify_all()
         if self._thread:
             self._thread.join()
 
@@ -89,7 +95,11 @@ class DecodeThread:
                     _, decode = self._previews.popitem(last=False)
                 else:
                     return
+                self._is_decoding = True
             self.on_decoded(decode())
+            with self._work:
+                self._is_decoding = False
+                self._work.notify_all()
 
 
 def _decode_final(job: Job, pipeline: Pipeline, clock: Callable[[], float]) -> RequestOutput:

@@ -6,12 +6,13 @@ pictures. The process ends when the server closes the channel or dies.
 
 import os
 import signal
+import threading
 import time
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
 
 from stillhouse.core import ImageRequest
 from stillhouse.errors import StillhouseError
@@ -31,9 +32,11 @@ from stillhouse.serve.engine.policy import POLICIES
 from stillhouse.serve.worker.decode_thread import DecodeThread
 from stillhouse.serve.worker.locate_pipeline import locate_pipeline
 from stillhouse.serve.worker.messages import (
+    Begun,
     Cancel,
     Command,
     Event,
+    Opening,
     Ready,
     StepReport,
     StepStats,
@@ -44,6 +47,8 @@ from stillhouse.serve.worker.messages import (
 from stillhouse.workers.channel import Channel, TransportClosed
 from stillhouse.workers.process import connect_to_parent
 
+OPENING_SECONDS = 1.0
+"""Interval in seconds at which a worker that opens pipelines tells the server that it lives."""
 REPORT_SECONDS = 0.1
 """Longest time in seconds for which finished steps are collected before they are reported to the server.
 
@@ -68,10 +73,11 @@ class Worker:
     _steps: list[StepStats] = field(default_factory=list)
     _unreported_since: float = 0.0
     _decoder: DecodeThread = field(init=False)
-    _report_lock: Lock = field(default_factory=Lock)
+    _report_lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self._decoder = DecodeThread(self._send)
+        self.engine.on_begin = self._report_begin
 
     def run(self) -> None:
         """Serve requests until the server closes the channel or dies."""
@@ -117,6 +123,8 @@ class Worker:
                 self._decoder.submit_preview(job, self.pipelines[job.batch_key.pipeline])
         for job in step.finished:
             self._decoder.submit(job, self.pipelines[job.batch_key.pipeline])
+        if any(job.is_alone for job in step.finished):
+            self._decoder.wait_until_idle()
         for output in step.outputs:
             self._decoder.drop_preview(output.id)
             self._send(output)
@@ -126,6 +134,12 @@ class Worker:
             # The first step of a job may open networks, which may exceed the memory limit. `evict` then unloads
             # pipelines that were not used recently.
             self.pipelines.evict()
+
+    def _report_begin(self, job: Job) -> None:
+        """Tell the server that a picture is begun. Before one that must run alone, all others are decoded."""
+        if job.is_alone:
+            self._decoder.wait_until_idle()
+        self._send(Begun(job.id))
 
     def _step_stats(self, step: StepOutput) -> StepStats:
         batch_key = step.jobs[0].batch_key
@@ -157,6 +171,7 @@ def make_job(command: Submit, pipeline: Pipeline, now: float) -> Job:
         format=command.format,
         preview_steps=preview_steps(command.previews, len(command.step_plan.rows)),
         is_prompt_truncated=not fits_tokenizers(pipeline, command.resolved.request),
+        is_alone=command.is_alone,
     )
 
 
@@ -190,6 +205,13 @@ def measure_curves(pipelines: PipelineCache) -> dict[BatchKey, LatencyCurve]:
     return curves
 
 
+def open_networks(pipelines: PipelineCache) -> None:
+    """Open the networks of every pipeline at its default size, so that no picture waits for that."""
+    for name in pipelines:
+        defaults = pipelines[name].manifest.defaults
+        measure_latency_curve(pipelines[name], BatchKey(name, defaults.width, defaults.height), batches=(1,), calls=1)
+
+
 def main() -> None:
     """Run the worker process: receive the `WorkerConfig`, then serve requests until the server is gone."""
     channel: Channel[Event, WorkerConfig | Command] = connect_to_parent(WorkerConfig | Command)
@@ -213,13 +235,38 @@ def _serve(channel: Channel[Event, WorkerConfig | Command], config: WorkerConfig
     """
     pipelines = PipelineCache(lambda name: _open_pipeline(config, name), tuple(config.pipelines), config.memory)
     try:
-        curves = dict(config.curves) or measure_curves(pipelines)
+        with _report_opening(channel):
+            curves = dict(config.curves)
+            if curves:
+                open_networks(pipelines)
+            else:
+                curves = measure_curves(pipelines)
     except StillhouseError as error:
         channel.send(WorkerFailed(str(error)))
         return
     channel.send(Ready(list(curves.items())))
     executor = PipelineExecutor(pipelines)
     Worker(channel, Engine(executor, POLICIES[config.policy], CostModel(curves), time.monotonic), pipelines).run()
+
+
+@contextmanager
+def _report_opening(channel: Channel[Event, WorkerConfig | Command]) -> Iterator[None]:
+    """Tell the server about once a second that this process lives, from a thread of its own."""
+    is_open = threading.Event()
+
+    def report() -> None:
+        with suppress(TransportClosed):
+            while not is_open.wait(OPENING_SECONDS):
+                channel.send(Opening())
+
+    thread = threading.Thread(target=report, name="opening", daemon=True)
+    channel.send(Opening())
+    thread.start()
+    try:
+        yield
+    finally:
+        is_open.set()
+        thread.join()
 
 
 def _open_pipeline(config: WorkerConfig, name: str) -> Pipeline:

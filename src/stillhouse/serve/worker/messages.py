@@ -54,6 +54,7 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
         expires_in: seconds after which the request is not started any more; None: it never expires.
         format: file format of the picture.
         previews: number of previews to send, evenly spread over the evaluations.
+        is_alone: whether no other picture may be in progress meanwhile.
     """
 
     id: str
@@ -65,10 +66,21 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     expires_in: float | None = None
     format: Format = "png"
     previews: int = 0
+    is_alone: bool = False
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
     """The server's command to cancel the request with this id."""
+
+    id: str
+
+
+class Opening(msgspec.Struct, frozen=True, tag=True):
+    """The worker's event, sent about once a second, that it lives while it opens and measures pipelines."""
+
+
+class Begun(msgspec.Struct, frozen=True, tag=True):
+    """The worker's event that it begins the picture of the request with this id, sent before anything is computed."""
 
     id: str
 
@@ -113,4 +125,4 @@ class StepReport(msgspec.Struct, frozen=True, tag=True):
 
 
 Command: TypeAlias = Submit | Cancel
-Event: TypeAlias = Ready | WorkerFailed | StepReport | PreviewImage | RequestOutput
+Event: TypeAlias = Opening | Ready | WorkerFailed | Begun | StepReport | PreviewImage | RequestOutput
