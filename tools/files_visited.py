@@ -96,7 +96,7 @@ def visit_http(visits: Visits) -> None:
     from stillhouse.serve.service import USAGE_SECONDS, make_service
     from stillhouse.serve.settings import ServerSettings
 
-    service = make_service(ServerSettings(grpc_port=None, data="data"))
+    service = make_service(ServerSettings(grpc_port=-1, data="data"))
     with TestClient(make_app(service)) as client:
         deadline = time.monotonic() + _START_SECONDS
         while client.get("/health/ready").status_code != 200:

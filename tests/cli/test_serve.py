@@ -43,7 +43,7 @@ def test_the_command_line_goes_before_the_file(tmp_path: Path) -> None:
     settings = make_server_settings(
         parsed("pro=mine", "free=yours", "--config", str(path), "--port", "9001", "--keys", "--grpc-port", "-1")
     )
-    assert (settings.port, settings.policy, settings.keys, settings.grpc_port) == (9001, "fcfs", True, None)
+    assert (settings.port, settings.policy, settings.keys, settings.grpc_port) == (9001, "fcfs", True, -1)
     assert (settings.tiers["pro"].pipeline, settings.tiers["pro"].weight) == ("mine", 3)
     assert settings.tiers["free"].pipeline == "yours"
 
@@ -114,3 +114,13 @@ def test_keys_are_added_listed_and_revoked(
     assert main(["keys", "revoke", name]) == 0
     main(["keys", "list"])
     assert "revoked" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["revoke", "k_one"]])
+def test_keys_of_a_directory_that_is_no_servers_are_refused_and_nothing_is_made(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["keys", *arguments]) == 2
+    assert "stillhouse-data has no stillhouse.sqlite3" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -1,6 +1,7 @@
 """Clients and their rate limits: usage never exceeds rate and quota, and rejected requests are not charged."""
 
 import asyncio
+import time
 from dataclasses import replace
 
 import pytest
@@ -141,3 +142,24 @@ def test_clients_without_limits_have_no_bucket() -> None:
     limiter = RateLimiter(FakeClock())
     assert limiter.charge(replace(SLOW, rate=None, burst=None), 1e9) is None
     assert not limiter.buckets
+
+
+@pytest.mark.parametrize("correction", [-3600.0, 3600.0, 2 * DAY, -2 * DAY])
+def test_corrections_of_the_systems_time_change_no_allowance(
+    correction: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steady, wall = FakeClock(), FakeClock()
+    steady.now, wall.now = 100.0, 1000.5 * DAY
+    monkeypatch.setattr(time, "monotonic", steady)
+    monkeypatch.setattr(time, "time", wall)
+    limiter = RateLimiter()
+    slow, limited = SLOW, Client("q", "free", frozenset({"free"}), daily=100.0)
+    assert limiter.charge(slow, 100.0) is None and limiter.charge(limited, 100.0) is None
+    wall.now += correction
+    assert limiter.charge(slow, 50.0) == LimitExceeded("rate", 5.0)
+    exceeded = limiter.charge(limited, 1.0)
+    assert exceeded and exceeded.reason == "quota"
+    steady.now += 5.0
+    assert limiter.charge(slow, 50.0) is None
+    steady.now += DAY / 2
+    assert limiter.charge(limited, 100.0) is None

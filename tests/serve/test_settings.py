@@ -73,3 +73,10 @@ def test_command_line_pipelines_keep_tier_settings() -> None:
     assert settings.tiers["pro"].weight == default_tiers()["pro"].weight
     assert settings.tiers["pro"].also == ()
     assert replace_pipelines(settings, {"new": EMBEDDED}).tiers == {"new": TierSettings(EMBEDDED)}
+
+
+def test_a_settings_file_switches_grpc_off(tmp_path: Path) -> None:
+    (tmp_path / "stillhouse.toml").write_text('grpc_port = -1\n[tiers.free]\npipeline = "shapes"\n')
+    assert read_server_settings(tmp_path / "stillhouse.toml").grpc_port == -1
+    with pytest.raises(InvalidRequest, match="grpc_port is -2; allowed: a whole number from -1 to 65535"):
+        ServerSettings(grpc_port=-2)

@@ -10,7 +10,7 @@ from stillhouse.cli.table import format_table
 from stillhouse.errors import InvalidRequest
 from stillhouse.serve.settings import ServerSettings, read_server_settings
 from stillhouse.serve.store.api_keys import LIMITS, ApiKey, add_key, list_keys, revoke_key
-from stillhouse.serve.store.database import connect
+from stillhouse.serve.store.database import FILE, connect
 
 
 def declare(parser: ArgumentParser) -> None:
@@ -32,6 +32,10 @@ def run(arguments: Namespace) -> int:
 
     A new key is printed. The key cannot be shown again later, because the database stores only its hash.
     """
+    if arguments.action == "revoke" and not arguments.name:
+        raise InvalidRequest(
+            "`keys revoke` needs the name of a key, but none was given", fix="`stillhouse keys list` shows the names"
+        )
     if arguments.name and arguments.action != "revoke":
         raise InvalidRequest(
             f"`keys {arguments.action}` takes no name, but {arguments.name} was given",
@@ -39,7 +43,14 @@ def run(arguments: Namespace) -> int:
             fix="leave the name out; names of new keys are generated",
         )
     settings = read_server_settings(arguments.config) if arguments.config else ServerSettings()
-    connection = connect(Path(arguments.data or settings.data))
+    data = Path(arguments.data or settings.data)
+    if arguments.action != "add" and not (data / FILE).is_file():
+        key = f"the key {arguments.name!r} does not exist or is already revoked: " if arguments.name else ""
+        raise InvalidRequest(
+            f"{key}{data} has no {FILE}, so it is no data directory of a server",
+            fix="name the server's directory with --data, or its settings file with --config",
+        )
+    connection = connect(data)
     try:
         if arguments.action == "add":
             tier = arguments.tier or settings.default_tier
@@ -47,11 +58,6 @@ def run(arguments: Namespace) -> int:
             limits = {name: getattr(arguments, name) for name in LIMITS}
             print(add_key(connection, tier, is_admin=arguments.admin, **limits))
         elif arguments.action == "revoke":
-            if not arguments.name:
-                raise InvalidRequest(
-                    "`keys revoke` needs the name of a key, but none was given",
-                    fix="`stillhouse keys list` shows the names",
-                )
             revoke_key(connection, arguments.name)
         else:
             head = ["key", "tier", "created", "state", *LIMITS]

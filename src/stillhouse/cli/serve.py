@@ -57,7 +57,7 @@ def make_server_settings(arguments: Namespace) -> ServerSettings:
     options: dict[str, Any] = {name: getattr(arguments, name) for name in (*_SETTINGS_OPTIONS, "keys")}
     settings = replace(settings, **{name: value for name, value in options.items() if value is not None})
     if arguments.grpc_port is not None:
-        settings = replace(settings, grpc_port=None if arguments.grpc_port < 0 else arguments.grpc_port)
+        settings = replace(settings, grpc_port=max(-1, arguments.grpc_port))
     return replace_pipelines(settings, dict(arguments.tiers)) if arguments.tiers else settings
 
 

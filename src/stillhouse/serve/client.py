@@ -119,7 +119,7 @@ class RateLimiter:
     """Token buckets and daily quotas of all API keys. Not thread-safe: use from one event loop.
 
     Args:
-        clock: returns seconds since the epoch; days begin at midnight UTC.
+        clock: returns seconds since the epoch, which must not go back; days begin at midnight UTC.
         buckets: remaining allowance by name of the API key.
 
     >>> limiter = RateLimiter(clock=lambda: 0.0)
@@ -128,7 +128,7 @@ class RateLimiter:
     (None, LimitExceeded(reason='rate', retry_after=5.0))
     """
 
-    clock: Callable[[], float] = time.time
+    clock: Callable[[], float] = field(default_factory=lambda: make_steady_clock())
     buckets: dict[str, TokenBucket] = field(default_factory=dict)
     _max_buckets: int = _MIN_BUCKETS
 
@@ -185,6 +185,16 @@ class RateLimiter:
         filled = bucket.level + (now - bucket.updated) * (client.rate or 0.0)
         bucket.level, bucket.updated = min(filled, _capacity(client)), now
         return bucket
+
+
+def make_steady_clock() -> Callable[[], float]:
+    """Return a clock of seconds since the epoch that later corrections of the system's time do not move.
+
+    A correction by an hour back would otherwise stop the refilling of every bucket for an hour, and one over midnight
+    would begin every quota anew.
+    """
+    offset = time.time() - time.monotonic()
+    return lambda: offset + time.monotonic()
 
 
 def _keep_until(client: Client, bucket: TokenBucket, now: float) -> float:

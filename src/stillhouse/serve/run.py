@@ -118,7 +118,7 @@ async def _start_grpc(
     """
     app.state.grpc = None
     settings, grpc_address = service.settings, None
-    if settings.grpc_port is not None:
+    if settings.grpc_port >= 0:
         try:
             app.state.grpc, port = await open_grpc(service, settings.host, settings.grpc_port)
         except StillhouseError as error:

@@ -82,7 +82,7 @@ class ServerSettings:
         tiers: settings of each tier by name. Clients request a tier by this name as `model`; the first is the default.
         host: address to listen on.
         port: HTTP port; 0 selects a free port.
-        grpc_port: gRPC port; 0 selects a free port, None disables gRPC.
+        grpc_port: gRPC port; 0 selects a free port, -1 disables gRPC.
         data: directory of the database and the images of jobs.
         keys: whether requests require an API key.
         policy: scheduling policy (order in which images get their steps), a name in `policy.POLICIES`.
@@ -114,7 +114,7 @@ class ServerSettings:
     tiers: Mapping[str, TierSettings] = field(default_factory=default_tiers)
     host: str = "127.0.0.1"
     port: int = 8000
-    grpc_port: int | None = 8001
+    grpc_port: int = 8001
     data: str = "stillhouse-data"
     keys: bool = False
     policy: str = "slack"
@@ -158,8 +158,8 @@ class ServerSettings:
         check_integer("max_queue", self.max_queue, 1, 100_000)
         check_integer("max_pixels", self.max_pixels, 1, 8192 * 8192)
         check_integer("max_images", self.max_images, 1, 100)
-        for port in (self.port, self.grpc_port or 0):
-            check_integer("port", port, 0, 65535)
+        check_integer("port", self.port, 0, 65535)
+        check_integer("grpc_port", self.grpc_port, -1, 65535)
         for size in (self.memory, self.max_body, self.keep_bytes):
             parse_size(size)
         for time in (self.drain_timeout, self.stall_timeout, self.open_timeout, self.keep):

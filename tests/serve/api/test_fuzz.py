@@ -1,5 +1,7 @@
 """Fuzzing of the OpenAPI document with valid and invalid requests: no server error, no timeout."""
 
+import http.client
+import json
 import warnings
 from contextlib import suppress
 from typing import Any, cast
@@ -51,3 +53,29 @@ def answered(cases: Any, server: Running) -> None:
         assert response.status_code < 500 or response.status_code == 503, (case.path, response.content)
 
     case_()
+
+
+@pytest.mark.parametrize(
+    ("path", "content_type", "body"),
+    [
+        ("/v1/images/generations", "application/json", b'{"prompt":"\xff"}'),
+        ("/v1/jobs", "application/json", b'{"prompt":"\xff"}'),
+        (
+            "/v1/images/edits",
+            "multipart/form-data; boundary=B",
+            b'--B\r\nContent-Disposition: form-data; name="prompt"\r\n\r\n\xff\r\n--B--\r\n',
+        ),
+        ("/v2/models/free/infer", "application/json", b'{"inputs":[{"name":"\xff"}]}'),
+    ],
+)
+def test_bytes_that_are_no_utf_8_are_refused(server: Running, path: str, content_type: str, body: bytes) -> None:
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=PATIENCE)
+    try:
+        connection.request("POST", path, body, {"Content-Type": content_type})
+        response = connection.getresponse()
+        answer = json.loads(response.read())
+    finally:
+        connection.close()
+    assert response.status == 400, answer
+    assert "no UTF-8" in str(answer) or path.startswith("/v2")
+    assert not [line for line in server.log if line.get("level") == "error"]

@@ -61,6 +61,7 @@ def make_app(service: Service, extra_handlers: Sequence[Any] = ()) -> Litestar:
             HTTPException: error_response,
             ClientDisconnected: _client_disconnected,
             RecursionError: _too_deep,
+            UnicodeDecodeError: _not_utf8,
             Exception: _unexpected,
         },
         openapi_config=OpenAPIConfig(
@@ -84,6 +85,12 @@ def _client_disconnected(request: ApiRequest, error: ClientDisconnected) -> Resp
 def _too_deep(request: ApiRequest, error: RecursionError) -> Response[Any]:
     """Return a response with status 400, because only a body that is nested too deeply causes a RecursionError."""
     return error_response(request, InvalidRequest("the body is nested too deeply", allowed="an object of plain values"))
+
+
+def _not_utf8(request: ApiRequest, error: UnicodeDecodeError) -> Response[Any]:
+    """Return a response with status 400, because only a body or a field of a form is decoded."""
+    message = f"the body is no UTF-8: {error.reason} at byte {error.start}"
+    return error_response(request, InvalidRequest(message, allowed="text in UTF-8"))
 
 
 def _unexpected(request: ApiRequest, error: Exception) -> Response[Any]:
