@@ -96,10 +96,12 @@ class DecodeThread:
                 else:
                     return
                 self._is_decoding = True
-            self.on_decoded(decode())
-            with self._work:
-                self._is_decoding = False
-                self._work.notify_all()
+            try:
+                self.on_decoded(decode())
+            finally:  # without the server, `on_decoded` raises, and nobody may wait for this thread then
+                with self._work:
+                    self._is_decoding = False
+                    self._work.notify_all()
 
 
 def _decode_final(job: Job, pipeline: Pipeline, clock: Callable[[], float]) -> RequestOutput:
