@@ -60,7 +60,7 @@ class Dispatcher:
         on_broken: called with the error message when a worker cannot load a pipeline.
         make_supervisor: makes the supervisor of a worker process from the worker's configuration, a callback for its
             events and a callback for its deaths.
-        on_begun: called with every request whose image a worker begins.
+        on_begun: called with every stored job whose image a worker begins.
         trace_request: called with every request that has ended, its result, and the time of its end in seconds since
             the epoch.
         is_draining: whether new requests are rejected because the server shuts down.

@@ -212,11 +212,10 @@ class JobQueue:
 
     def _count_attempt(self, handle: RequestHandle) -> None:
         """Store that a worker has begun the image of a job."""
-        if handle.generation_request.is_background:
-            self._begun[handle.id] = handle
-            self._uncounted.append(handle.id)
-            if len(self._uncounted) == 1:
-                self._start_task(self._store_attempts())
+        self._begun[handle.id] = handle
+        self._uncounted.append(handle.id)
+        if len(self._uncounted) == 1:
+            self._start_task(self._store_attempts())
 
     async def _store_attempts(self) -> None:
         job_ids, self._uncounted = self._uncounted, []

@@ -55,7 +55,7 @@ class WorkerHandle:
         on_finished: called with the handle and the output of every request that has ended.
         on_broken: called with the error message when the worker cannot open a pipeline.
         make_supervisor: makes the supervisor of the worker from its config, a callback for events and one for deaths.
-        on_begun: called with the handle of every request whose image the worker begins.
+        on_begun: called with the handle of every stored job whose image the worker begins.
         pool: the jobs of requests that still need denoising steps.
         cost_model: latency model of the worker; None before it was ready for the first time.
         handles: unfinished requests by id, including those whose image is being decoded.
@@ -233,7 +233,8 @@ class WorkerHandle:
         if handle := self.handles.get(event.id):
             handle.attempts += 1
             handle.is_begun = True
-            self.on_begun(handle)
+            if handle.generation_request.is_background:
+                self.on_begun(handle)
 
     def _handle_death(self) -> None:
         self.metrics.deaths.inc()
