@@ -6,8 +6,6 @@ commit and those of this tree run at once and take turns, because a machine's sp
 
 import http.client
 import json
-import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass
@@ -25,9 +23,10 @@ import numpy as np
 
 from benchmarks.grid import markdown_table
 from benchmarks.record import write_results
-from benchmarks.serving.launch import RunningServer, ServerCommand, free_port, run_server
+from benchmarks.serving.launch import RunningServer, free_port, run_server
 from benchmarks.serving.offline import PROMPT
 from benchmarks.serving.triton.environment import ROOT
+from benchmarks.serving.ways import serve_command
 from benchmarks.yardstick.trees import baseline_tree
 from stillhouse.measure.clock import paired_ratio
 from stillhouse.serve.loadgen.send import ProgressCallback
@@ -83,7 +82,7 @@ def measure_rates(
     """
     earlier = baseline_tree(against)
     trees = (
-        ServedTree(f"commit {earlier.name}", earlier.directory),
+        ServedTree(_earlier_name(earlier.name), earlier.directory),
         ServedTree("this tree", ROOT),
         ServedTree("this tree, two workers", ROOT, "workers = 2\n"),
     )
@@ -107,7 +106,8 @@ def measure_rates(
 
 def rate_table(results: Mapping[str, Any]) -> str:
     """Return the comparison for a document."""
-    return markdown_table(_HEAD, [_cells(row) for row in results["rows"]])
+    earlier = _earlier_name(results["against"])
+    return markdown_table(_HEAD, [_cells(row, row["server"] == earlier) for row in results["rows"]])
 
 
 def run_clients(url: str, clients: int, seconds: float) -> Turn:
@@ -155,13 +155,9 @@ def _start(tree: ServedTree, stack: ExitStack) -> AbstractContextManager[Running
     folder = ROOT / "build" / "serving"
     folder.mkdir(parents=True, exist_ok=True)
     workspace = Path(stack.enter_context(TemporaryDirectory(prefix="rate-", dir=folder)))
-    config, port = workspace / "stillhouse.toml", free_port()
-    config.write_text(
-        f'data = "data"\nmax_queue = 1000\n{tree.settings}[tiers.free]\npipeline = "{_MODEL}"\nmax_lateness = inf\n'
-    )
-    options = ["--config", str(config), "--port", str(port), "--grpc-port", "-1", "--log", "json"]
-    environment = {**os.environ, "PYTHONPATH": str(tree.directory / "src")}
-    command = ServerCommand([sys.executable, "-m", "stillhouse", "serve", *options], environment)
+    port, top = free_port(), f'data = "data"\nmax_queue = 1000\n{tree.settings}'
+    settings = f'{top}[tiers.free]\npipeline = "{_MODEL}"\nmax_lateness = inf\n'
+    command = serve_command(settings, port, workspace, tree.directory)
     return run_server(command, port, "/health/ready", workspace / "server.log")
 
 
@@ -178,9 +174,12 @@ def _row(clients: int, tree: ServedTree, turns: Sequence[Turn], earlier: Sequenc
     }
 
 
-def _cells(row: Mapping[str, Any]) -> list[str]:
+def _earlier_name(commit: str) -> str:
+    return f"commit {commit}"
+
+
+def _cells(row: Mapping[str, Any], is_earlier: bool) -> list[str]:
     ratio = "{value:.2f}x ({low:.2f} to {high:.2f})".format(**row["ratio"])
-    is_earlier = row["ratio"]["low"] == row["ratio"]["high"] == 1.0
     return [
         str(row["clients"]),
         row["server"],

@@ -77,12 +77,24 @@ def stillhouse_command(policy: str, max_lateness: float | None = float("inf")) -
         tiers = [f'[tiers.{name}]\npipeline = "shapes"\nsteps = {steps}\n{late}' for name, steps in STEPS.items()]
         # The other servers reject nothing, so the queue must not be full here either.
         top = f'policy = "{policy}"\ndata = "data"\n' + ("max_queue = 100000\n" if max_lateness == float("inf") else "")
-        config = workspace / "stillhouse.toml"
-        config.write_text("\n".join([top, *tiers]))
-        options = ["--config", str(config), "--port", str(port), "--grpc-port", "-1", "--log", "json"]
-        return ServerCommand([sys.executable, "-m", "stillhouse", "serve", *options], _environment())
+        return serve_command("\n".join([top, *tiers]), port, workspace)
 
     return launch
+
+
+def serve_command(settings: str, port: int, workspace: Path, tree: Path = ROOT) -> ServerCommand:
+    """Write a settings file, and return the command that serves by it on a port.
+
+    Args:
+        settings: content of the file, TOML.
+        port: HTTP port.
+        workspace: directory of the file.
+        tree: root of the tree of this project whose server is started.
+    """
+    config = workspace / "stillhouse.toml"
+    config.write_text(settings)
+    options = ["--config", str(config), "--port", str(port), "--grpc-port", "-1", "--log", "json"]
+    return ServerCommand([sys.executable, "-m", "stillhouse", "serve", *options], _environment(tree))
 
 
 def _fastapi_command(variant: str) -> Callable[[int, Path], ServerCommand]:
@@ -90,8 +102,8 @@ def _fastapi_command(variant: str) -> Callable[[int, Path], ServerCommand]:
     return lambda port, workspace: ServerCommand([*command, str(port)], _environment())
 
 
-def _environment() -> Mapping[str, str]:
-    return {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
+def _environment(tree: Path = ROOT) -> Mapping[str, str]:
+    return {**os.environ, "PYTHONPATH": f"{tree / 'src'}:{tree}"}
 
 
 _ONE = MappingProxyType({"free": "shapes", "pro": "shapes"})

@@ -105,7 +105,7 @@ def choose_backends(directory: Path, manifest: Manifest, seconds: float = SECOND
         if call.seconds < _LONG_CALL:
             baseline = measure_component(directory, role, plain[role], call.content, MIN_SQNR)
         choice = BackendChoice(role, baseline)
-        for component in _candidates(role, plain[role], machine, is_small=not _is_large(directory, plain[role])):
+        for component in _candidates(directory, role, plain[role], machine):
             if monotonic() >= deadline:
                 choice = replace(choice, is_cut=True)
             elif not _is_dominated(component, choice):
@@ -226,14 +226,20 @@ def _with_static_shapes(component: Component) -> Component:
     return replace(component, static=True, rows=STATIC_ROWS, streams=1, settings=settings)
 
 
-def _candidates(role: str, baseline: Component, machine: Machine, *, is_small: bool) -> Iterator[Component]:
+def _candidates(directory: Path, role: str, baseline: Component, machine: Machine) -> Iterator[Component]:
     """Yield the ways to run a network other than the baseline that need no other graph and take all sizes."""
     for status in backends():
         backend = find_backend(status.name)
         if status.reason:
             continue
         context = CandidateContext(
-            role, "high", status, machine.instructions, machine.gpus, usable_cores(), is_large=not is_small
+            role,
+            "high",
+            status,
+            machine.instructions,
+            machine.gpus,
+            usable_cores(),
+            is_large=_is_large(directory, baseline),
         )
         for spec in backend.defaults(context):
             streams = int(spec.options.get("streams", 1))

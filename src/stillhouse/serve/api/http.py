@@ -33,7 +33,7 @@ STATUS_BY_REASON = {
 """HTTP status of a rejected request by the reason of the rejection, see `Refused.reason`."""
 MAX_JSON_BODY = 1 << 20
 """Largest body in bytes of a request without images. Parsing a larger body would block the event loop too long."""
-STATUS_BY_ERROR_TYPE = {"InvalidRequest": 400, "WorkerDied": 503, "WorkerUnavailable": 503, "ServerShutdown": 503}
+STATUS_BY_ERROR_TYPE = {"InvalidRequest": 400, "WorkerDied": 503, "ServerShutdown": 503}
 """HTTP status of an accepted request that failed, by `RequestOutput.error_type`; 500 for all other types."""
 MAX_RANDOM_SEED = 2**32 - 1
 """Largest random seed: short enough to type, and exact in programs that store numbers as doubles."""
